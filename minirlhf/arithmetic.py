@@ -45,7 +45,7 @@ Emma buys 5 toys for 10 dollars each and pays with 73 dollars. How much change d
 5 + 10 = 15. Then 73 - 15 = 58. Answer: 58 dollars. 4.0
 >>> row = generate(pairs=3, seed=0)[0]
 >>> row["chosen_rating"], row["rejected_rating"], row["subset"]
-(10.0, 6.0, 'unfinished')
+(7.0, 4.0, 'miscopied_number')
 """
 
 import operator
@@ -81,188 +81,96 @@ WEIGHTS = {name: weight for name, _, weight, _ in FLAW_TABLE}
 PARTS = {name: parts for name, _, _, parts in FLAW_TABLE}
 REWORKED = ("wrong_operation", "miscopied_number", "arithmetic_slip")  # these change the working
 
+COLUMNS = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating", "subset")
+
 FLAWLESS, ONE_FLAW = 0.30, 0.52  # shares of the draws; the rest gets two flaws, where two can meet
 
 LOW, HIGH = 2, 999  # every number on the way; nothing is ever 1, so every noun can be a plural
 SLIPS = (-10, -2, -1, 1, 2, 10)
 # "/" is only ever used where nothing is left over.
+Steps = tuple[tuple[str, str], ...]  # (formula, label) of each step
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 CONFUSED = {"+": "-*", "-": "+/", "*": "+/", "/": "-*"}  # what a wrong operation writes instead
 
 
-class Template(NamedTuple):
-    """One family of problems. Stories, questions and words are mixed freely, for variety.
-
-    In `steps` the numbers of the question are a, b, c, d and the results of the steps x, y, z; each
-    step comes with a label that reads well after "the". `ranges` has one (low, high) per number.
-    """
-
-    stories: tuple[str, ...]
-    questions: tuple[str, ...]
-    steps: tuple[tuple[str, str], ...]
-    closing: str
-    unit: str
-    wrong_units: tuple[str, ...]
-    items: tuple[str, ...]
-    ranges: tuple[tuple[int, int], ...]
-
-
+# Families of problems: stories, questions, steps, closing, unit, wrong units, items, ranges.
+# Stories, questions and items are mixed freely. In a step the numbers of the question are a, b, c,
+# d, the results of the steps x, y, z, and the label reads well after "the".
 # fmt: off
 TEMPLATES = (
-    Template(
-        ("{name} has {a} {item} and gets {b} more. Then {name} gives {c} to a friend.",
-         "{name} finds {a} {item} on Monday and {b} on Tuesday, but then loses {c} of them."),
-        ("How many {item} does {name} have left?", "How many {item} are left?"),
-        (("a + b", "total"), ("x - c", "number left")), "{name} has {answer} left", "{item}",
-        ("dollars", "days"), ("apples", "shells", "stamps", "marbles", "stickers", "coins"),
-        ((11, 60), (5, 40), (3, 30)),
-    ),
-    Template(
-        ("{name} buys {a} {item} for {b} dollars each and pays with {c} dollars.",
-         "At a shop, {name} takes {a} {item} at {b} dollars each and hands over {c} dollars."),
-        ("How much change does {name} get?", "How much money does {name} get back?"),
-        (("a * b", "price of the {item}"), ("c - x", "change")), "{name} gets {answer} back",
-        "dollars", ("{item}",), ("pens", "cups", "plants", "tickets", "toys", "books"),
-        ((3, 12), (3, 12), (20, 100)),
-    ),
-    Template(
-        ("{name} bakes {a} trays of {b} {item}. Then {c} friends share them equally.",
-         "There are {a} trays with {b} {item} on each. They are shared equally by {c} friends."),
-        ("How many {item} does each friend get?", "How many {item} are there for each friend?"),
-        (("a * b", "total number of {item}"), ("x / c", "share of each friend")),
-        "each friend gets {answer}", "{item}", ("trays", "friends"),
-        ("cookies", "rolls", "muffins", "pies", "buns"), ((3, 12), (4, 15), (3, 12)),
-    ),
-    Template(
-        ("A {item} has {a} pages. {name} has read {b} pages so far and now reads {c} a day.",
-         "{name} reads {c} pages a day and has read {b} of the {a} pages of a {item}."),
-        ("How many days will the rest take?", "How many days does {name} need for the rest?"),
-        (("a - b", "number of pages left"), ("x / c", "number of days")), "the rest takes {answer}",
-        "days", ("pages",), ("book", "novel", "report", "diary"), ((40, 180), (10, 90), (4, 20)),
-    ),
-    Template(
-        ("A farmer packs {a} {item} in boxes of {b} and sells each box for {c} dollars.",
-         "{name} has {a} {item}, puts {b} in each box and gets {c} dollars per box."),
-        ("How much money do the boxes bring in?", "How many dollars is that in all?"),
-        (("a / b", "number of boxes"), ("x * c", "money for all boxes")),
-        "the boxes bring in {answer}", "dollars", ("boxes", "{item}"),
-        ("eggs", "onions", "lemons", "peppers"), ((24, 99), (4, 12), (3, 12)),
-    ),
-    Template(
-        ("A school has {a} classes of {b} {item}. Today {c} {item} are at home.",
-         "There are {a} classes with {b} {item} each, but {c} {item} are ill today."),
-        ("How many {item} are at school today?", "How many {item} are in class today?"),
-        (("a * b", "number of {item} in all"), ("x - c", "number at school")),
-        "{answer} are at school today", "{item}", ("classes", "days"),
-        ("pupils", "children", "students"), ((3, 9), (11, 25), (4, 30)),
-    ),
-    Template(
-        ("{name} buys {a} {item} at {b} dollars each and {c} books at {d} dollars each.",
-         "{name} gets {a} {item} for {b} dollars each, and {c} books for {d} dollars each."),
-        ("How much does {name} pay?", "What is the total price?"),
-        (("a * b", "price of the {item}"), ("c * d", "price of the books"), ("x + y", "total")),
-        "{name} pays {answer}", "dollars", ("{item}", "books"),
-        ("pens", "cards", "maps", "caps", "lamps"), ((2, 9), (2, 9), (2, 9), (4, 15)),
-    ),
-    Template(
-        ("One {item} needs {a} grams of flour and {b} grams of sugar.",
-         "A cook takes {a} grams of flour and {b} grams of sugar for each {item}."),
-        ("How many grams are needed for {c} {item}s?", "How many grams do {c} {item}s take?"),
-        (("a + b", "weight for one {item}"), ("x * c", "weight for all {item}s")),
-        "all the {item}s together take {answer}", "grams", ("{item}s",),
-        ("cake", "tart", "pie", "waffle"), ((20, 90), (10, 60), (2, 7)),
-    ),
-    Template(
-        ("{name} earns {a} dollars a week for {b} weeks, spends {c} dollars and puts the rest "
-         "evenly into {d} {item}s.",
-         "For {b} weeks {name} saves {a} dollars a week, then spends {c} dollars and splits the "
-         "rest evenly over {d} {item}s."),
-        ("How many dollars are in each {item}?", "How much money is in one {item}?"),
-        (("a * b", "money in hand"), ("x - c", "money left"), ("y / d", "money in each {item}")),
-        "each {item} holds {answer}", "dollars", ("weeks", "{item}s"),
-        ("jar", "bag", "tin", "drawer"), ((10, 40), (2, 8), (6, 40), (2, 8)),
-    ),
-    Template(
-        ("At a {item}, {a} boys and {b} girls form teams of {c} players.",
-         "Teams of {c} players each are made from the {a} boys and {b} girls at a {item}."),
-        ("How many teams are there?", "How many teams does this make?"),
-        (("a + b", "number of children"), ("x / c", "number of teams")),
-        "the children form {answer}", "teams", ("players", "girls"),
-        ("camp", "club", "school", "festival"), ((11, 50), (11, 50), (3, 9)),
-    ),
-    Template(
-        ("A farm has {a} cows and {b} times as many {item}. Then {c} {item} are sold.",
-         "A farmer has {a} cows and {b} times as many {item}, and sells {c} of the {item}."),
-        ("How many animals are left on the farm?", "How many animals does the farm have now?"),
-        (("a * b", "number of {item}"), ("x - c", "number of {item} left"),
-         ("a + y", "number of animals")),
-        "the farm now has {answer}", "animals", ("cows", "{item}"),
-        ("hens", "ducks", "goats", "sheep", "geese"), ((5, 20), (2, 6), (3, 30)),
-    ),
-    Template(
-        ("A {item} ride costs {a} dollars plus {b} dollars a mile. {name} rides {c} miles.",
-         "{name} takes a {item} for {c} miles. It costs {a} dollars plus {b} dollars a mile."),
-        ("How much does {name} pay?", "What is the price of the ride?"),
-        (("b * c", "price of the miles"), ("a + x", "price of the ride")),
-        "the ride costs {answer}",
-        "dollars", ("miles",), ("taxi", "cab", "boat", "carriage"), ((5, 30), (2, 9), (3, 20)),
-    ),
+    (("{name} has {a} {item} and gets {b} more. Then {name} gives {c} to a friend.",
+      "{name} finds {a} {item} on Monday and {b} on Tuesday, but then loses {c} of them."),
+     ("How many {item} does {name} have left?", "How many {item} are left?"),
+     (("a + b", "total"), ("x - c", "number left")), "{name} has {answer} left", "{item}",
+     ("dollars", "days"), ("apples", "shells", "stamps", "marbles", "stickers", "coins"),
+     ((11, 60), (5, 40), (3, 30))),
+    (("{name} buys {a} {item} for {b} dollars each and pays with {c} dollars.",
+      "At a shop, {name} takes {a} {item} at {b} dollars each and hands over {c} dollars."),
+     ("How much change does {name} get?", "How much money does {name} get back?"),
+     (("a * b", "price of the {item}"), ("c - x", "change")), "{name} gets {answer} back",
+     "dollars", ("{item}",), ("pens", "cups", "plants", "tickets", "toys", "books"),
+     ((3, 12), (3, 12), (20, 100))),
+    (("{name} bakes {a} trays of {b} {item}. Then {c} friends share them equally.",
+      "There are {a} trays with {b} {item} on each. They are shared equally by {c} friends."),
+     ("How many {item} does each friend get?", "How many {item} are there for each friend?"),
+     (("a * b", "total number of {item}"), ("x / c", "share of each friend")),
+     "each friend gets {answer}", "{item}", ("trays", "friends"),
+     ("cookies", "rolls", "muffins", "pies", "buns"), ((3, 12), (4, 15), (3, 12))),
+    (("A {item} has {a} pages. {name} has read {b} pages so far and now reads {c} a day.",
+      "{name} reads {c} pages a day and has read {b} of the {a} pages of a {item}."),
+     ("How many days will the rest take?", "How many days does {name} need for the rest?"),
+     (("a - b", "number of pages left"), ("x / c", "number of days")), "the rest takes {answer}",
+     "days", ("pages",), ("book", "novel", "report", "diary"), ((40, 180), (10, 90), (4, 20))),
+    (("A farmer packs {a} {item} in boxes of {b} and sells each box for {c} dollars.",
+      "{name} has {a} {item}, puts {b} in each box and gets {c} dollars per box."),
+     ("How much money do the boxes bring in?", "How many dollars is that in all?"),
+     (("a / b", "number of boxes"), ("x * c", "money for all boxes")),
+     "the boxes bring in {answer}", "dollars", ("boxes", "{item}"), ("eggs", "onions", "lemons", "peppers"),
+     ((24, 99), (4, 12), (3, 12))),
+    (("{name} buys {a} {item} at {b} dollars each and {c} books at {d} dollars each.",
+      "{name} gets {a} {item} for {b} dollars each, and {c} books for {d} dollars each."),
+     ("How much does {name} pay?", "What is the total price?"),
+     (("a * b", "price of the {item}"), ("c * d", "price of the books"), ("x + y", "total")),
+     "{name} pays {answer}", "dollars", ("{item}", "books"), ("pens", "cards", "maps", "caps"),
+     ((2, 9), (2, 9), (2, 9), (4, 15))),
+    (("One {item} needs {a} grams of flour and {b} grams of sugar.",
+      "A cook takes {a} grams of flour and {b} grams of sugar for each {item}."),
+     ("How many grams are needed for {c} {item}s?", "How many grams do {c} {item}s take?"),
+     (("a + b", "weight for one {item}"), ("x * c", "weight for all {item}s")),
+     "all the {item}s together take {answer}", "grams", ("{item}s",),
+     ("cake", "tart", "pie", "waffle"), ((20, 90), (10, 60), (2, 7))),
+    (("A farm has {a} cows and {b} times as many {item}. Then {c} {item} are sold.",
+      "A farmer has {a} cows and {b} times as many {item}, and sells {c} of the {item}."),
+     ("How many animals are left on the farm?", "How many animals does the farm have now?"),
+     (("a * b", "number of {item}"), ("x - c", "number of {item} left"),
+      ("a + y", "number of animals")), "the farm now has {answer}", "animals", ("cows", "{item}"),
+     ("hens", "ducks", "goats", "sheep", "geese"), ((5, 20), (2, 6), (3, 30))),
 )
-NAMES = (
-    "Ada", "Ben", "Cleo", "Dan", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jack",
-    "Kate", "Leo", "Maya", "Nina", "Omar", "Paul", "Rosa", "Sam", "Tom", "Zoe",
-)
-# fmt: on
-
-
-class Style(NamedTuple):
-    """Patterns for the lines of an answer; an empty opener leaves the line out."""
-
-    openers: tuple[str, ...]
-    first: tuple[str, ...]
-    later: tuple[str, ...]
-    endings: tuple[str, ...]
-
-
-# fmt: off
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jack", "Kate",
+         "Leo", "Maya", "Nina", "Omar", "Paul", "Rosa", "Sam", "Tom", "Zoe")
+# Three styles: patterns for an opening line ("" for none), the first step, later steps, the ending.
 STYLES = (
-    Style(  # terse
-        ("",),
-        ("{calculation}.", "First {calculation}.", "Take {calculation}."),
-        ("{calculation}.", "Then {calculation}.", "And {calculation}."),
-        ("Answer: {answer}.", "Result: {answer}.", "So: {answer}."),
-    ),
-    Style(  # normal
-        ("",),
-        ("{label}: {calculation}.", "First, the {label}: {calculation}."),
-        ("{label}: {calculation}.", "Then the {label}: {calculation}."),
-        ("The answer is {answer}.", "The result is {answer}.", "In the end, {closing}."),
-    ),
-    Style(  # wordy
-        ("", "", "Let us do this in steps.", "We can work this out."),
-        ("First of all we need the {label}: {calculation}.",
-         "We start with the {label}, which is {calculation}."),
-        ("Now we can find the {label}: {calculation}.",
-         "After that comes the {label}, which is {calculation}."),
-        ("So the final answer is {answer}.", "From all this we see that {closing}."),
-    ),
+    (("",), ("{calculation}.", "First {calculation}.", "Take {calculation}."),
+     ("{calculation}.", "Then {calculation}.", "And {calculation}."),
+     ("Answer: {answer}.", "Result: {answer}.", "So: {answer}.")),
+    (("",), ("{label}: {calculation}.", "First, the {label}: {calculation}."),
+     ("{label}: {calculation}.", "Then the {label}: {calculation}."),
+     ("The answer is {answer}.", "The result is {answer}.", "In the end, {closing}.")),
+    (("", "", "Let us do this in steps.", "We can work this out."),
+     ("First of all we need the {label}: {calculation}.",
+      "We start with the {label}, which is {calculation}."),
+     ("Now we can find the {label}: {calculation}.",
+      "After that comes the {label}, which is {calculation}."),
+     ("So the final answer is {answer}.", "From all this we see that {closing}.")),
 )
-# fmt: on
 RESTATEMENTS = ("You ask the following: {question}", "The question here is this: {question}")
-FILLERS = (
-    "Problems like this one come up in daily life.",
-    "There are many ways to look at a question.",
-    "It is good to read every problem with care.",
-    "Numbers are useful to many people.",
-)
-TONES = (
-    "What a silly question.",
-    "Anyone could have done this alone.",
-    "Do not waste my time with this.",
-    "I am not sure about any of this.",
-    "I may well be wrong here.",
-    "This is only a guess.",
-)
+FILLERS = ("Problems like this one come up in daily life.", "Numbers are useful to many people.",
+           "There are many ways to look at a question.",
+           "It is good to read every problem with care.")
+TONES = ("What a silly question.", "Anyone could have done this alone.",
+         "Do not waste my time with this.", "I am not sure about any of this.",
+         "I may well be wrong here.", "This is only a guess.")
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -273,7 +181,7 @@ class Problem:
     question: str  # the last sentence of the prompt
     template: int  # index in TEMPLATES
     numbers: tuple[int, ...]  # a, b, c and perhaps d, all different
-    steps: tuple[tuple[str, str], ...]  # (formula, label) of each step, as in Template
+    steps: Steps  # (formula, label) of each step, as in Template
     closing: str  # a sentence with {answer} in it
     unit: str
     wrong_units: tuple[str, ...]
@@ -304,17 +212,17 @@ class Calculation(NamedTuple):
 def make_problem(rng: random.Random) -> Problem:
     """Draw a problem whose steps all come out even and which every flaw can be put into."""
     index = rng.randrange(len(TEMPLATES))
-    template = TEMPLATES[index]
-    words = {"name": rng.choice(NAMES), "item": rng.choice(template.items)}
-    story, question = rng.choice(template.stories), rng.choice(template.questions)
+    stories, questions, steps, closing, unit, wrong_units, items, ranges = TEMPLATES[index]
+    words = {"name": rng.choice(NAMES), "item": rng.choice(items)}
+    story, question = rng.choice(stories), rng.choice(questions)
     while True:  # most draws fail on a division; the ranges keep this to some tens of turns
-        numbers = tuple(rng.randrange(low, high + 1) for low, high in template.ranges)
-        working = _work(template.steps, numbers)
+        numbers = tuple(rng.randrange(low, high + 1) for low, high in ranges)
+        working = _work(steps, numbers)
         # All numbers differ, so each number in an answer has only one place it can come from.
         distinct = {*numbers, *(line.result for line in working)}
         if not working or len(distinct) < len(numbers) + len(working):
             continue
-        if all(_wrong_workings(template.steps, numbers, flaw) for flaw in REWORKED):
+        if all(_wrong_workings(steps, numbers, flaw) for flaw in REWORKED):
             break
     words |= {letter: str(number) for letter, number in zip("abcd", numbers, strict=False)}
     question = question.format(**words)
@@ -323,10 +231,10 @@ def make_problem(rng: random.Random) -> Problem:
         question=question,
         template=index,
         numbers=numbers,
-        steps=tuple((formula, label.format(**words)) for formula, label in template.steps),
-        closing=template.closing.format(answer="{answer}", **words),
-        unit=template.unit.format(**words),
-        wrong_units=tuple(unit.format(**words) for unit in template.wrong_units),
+        steps=tuple((formula, label.format(**words)) for formula, label in steps),
+        closing=closing.format(answer="{answer}", **words),
+        unit=unit.format(**words),
+        wrong_units=tuple(wrong.format(**words) for wrong in wrong_units),
         answer=working[-1].result,
     )
 
@@ -351,7 +259,7 @@ def make_answer(problem: Problem, flaws: Iterable[str], rng: random.Random) -> G
             other = make_problem(rng)
         return GradedAnswer(make_answer(other, (), rng).text, flaws, rating)
 
-    style = rng.choice(STYLES)
+    openers, first, later, endings = rng.choice(STYLES)
     working = _work(problem.steps, problem.numbers)
     for flaw in REWORKED:
         if flaw in flaws:
@@ -368,14 +276,14 @@ def make_answer(problem: Problem, flaws: Iterable[str], rng: random.Random) -> G
 
     lines = []
     if "missing_working" not in flaws:
-        lines.append(rng.choice(style.openers))
+        lines.append(rng.choice(openers))
         for i, (line, (_, label)) in enumerate(zip(working, problem.steps, strict=False)):
-            pattern = rng.choice(style.later if i else style.first)
+            pattern = rng.choice(later if i else first)
             lines.append(pattern.format(label=label, calculation=line))
     if "unfinished" not in flaws:
         answer = f"{stated} {unit}"
         closing = problem.closing.format(answer=answer)
-        lines.append(rng.choice(style.endings).format(answer=answer, closing=closing))
+        lines.append(rng.choice(endings).format(answer=answer, closing=closing))
     lines = [line[0].upper() + line[1:] for line in lines if line]
     if "rambling" in flaws:
         _ramble(lines, problem.question, rng)
@@ -421,21 +329,21 @@ def generate(pairs: int = 3000, seed: int = 0, answers_per_prompt: int = 4) -> l
                 continue
             chosen, rejected = (one, two) if one.rating > two.rating else (two, one)
             only_rejected = [flaw for flaw in rejected.flaws if flaw not in chosen.flaws]
-            rows.append(
-                {
-                    "prompt": problem.prompt,
-                    "chosen": chosen.text,
-                    "rejected": rejected.text,
-                    "chosen_rating": chosen.rating,
-                    "rejected_rating": rejected.rating,
-                    "subset": max(only_rejected, key=FLAWS.__getitem__),
-                }
+            subset = max(only_rejected, key=FLAWS.__getitem__)
+            row = (
+                problem.prompt,
+                chosen.text,
+                rejected.text,
+                chosen.rating,
+                rejected.rating,
+                subset,
             )
+            rows.append(dict(zip(COLUMNS, row, strict=True)))
     return rows[:pairs]
 
 
 def _work(
-    steps: tuple[tuple[str, str], ...],
+    steps: Steps,
     numbers: tuple[int, ...],
     swap: tuple[int, str] = (-1, ""),
     slip: tuple[int, int] = (-1, 0),
@@ -461,16 +369,13 @@ def _work(
     return working
 
 
-def _wrong_workings(
-    steps: tuple[tuple[str, str], ...], numbers: tuple[int, ...], flaw: str
-) -> list[list[Calculation]]:
+def _wrong_workings(steps: Steps, numbers: tuple[int, ...], flaw: str) -> list[list[Calculation]]:
     """All the workings that one flaw of REWORKED can lead to and that end in a wrong result."""
+    places = enumerate(formula.split()[1] for formula, _ in steps)
     if flaw == "wrong_operation":
-        swaps = [(i, new) for i, (f, _) in enumerate(steps) for new in CONFUSED[f.split()[1]]]
-        workings = [_work(steps, numbers, swap=swap) for swap in swaps]
+        workings = [_work(steps, numbers, (i, new)) for i, old in places for new in CONFUSED[old]]
     elif flaw == "arithmetic_slip":
-        slips = [(i, change) for i in range(len(steps)) for change in SLIPS]
-        workings = [_work(steps, numbers, slip=slip) for slip in slips]
+        workings = [_work(steps, numbers, slip=(i, by)) for i, _ in places for by in SLIPS]
     else:
         copies = [
             (*numbers[:i], wrong, *numbers[i + 1 :])
@@ -487,13 +392,9 @@ def _wrong_workings(
 def _misreadings(number: int) -> tuple[int, ...]:
     """The numbers one gets by one wrong digit, or by reading the digits backwards."""
     digits = str(number)
-    wrong = []
-    for other in map(str, range(LOW, HIGH + 1)):
-        if len(other) == len(digits):
-            differ = sum(a != b for a, b in zip(digits, other, strict=True))
-            if differ == 1 or (differ and other == digits[::-1]):
-                wrong.append(int(other))
-    return tuple(wrong)
+    others = [str(other) for other in range(LOW, HIGH + 1) if len(str(other)) == len(digits)]
+    differ = {other: sum(a != b for a, b in zip(digits, other, strict=True)) for other in others}
+    return tuple(int(o) for o, n in differ.items() if n == 1 or (n and o == digits[::-1]))
 
 
 def _ramble(lines: list[str], question: str, rng: random.Random) -> None:

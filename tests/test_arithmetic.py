@@ -31,13 +31,9 @@ SOLUTIONS = [
     lambda a, b, c: a * b / c,
     lambda a, b, c: (a - b) / c,
     lambda a, b, c: a / b * c,
-    lambda a, b, c: a * b - c,
     lambda a, b, c, d: a * b + c * d,
     lambda a, b, c: (a + b) * c,
-    lambda a, b, c, d: (a * b - c) / d,
-    lambda a, b, c: (a + b) / c,
     lambda a, b, c: a + a * b - c,
-    lambda a, b, c: a + b * c,
 ]
 
 
@@ -121,7 +117,7 @@ def read_style(text):
     """Index of the style whose patterns the lines of a text follow; the loosest are tried last."""
     fields = {"label": "[A-Za-z ]+", "calculation": CALCULATION.pattern, "answer": r"\d+ [a-z]+"}
     for name, style in reversed(list(enumerate(STYLES))):
-        for pattern in style.first + style.later + style.endings:
+        for pattern in style[1] + style[2] + style[3]:
             expression = re.sub(
                 r"\\{(\w+)\\}", lambda m: fields.get(m[1], ".+"), re.escape(pattern)
             )
@@ -145,7 +141,7 @@ def test_a_seed_gives_the_same_rows_everywhere():
     text = json.dumps(generate(200, seed=0))
     assert (
         hashlib.sha256(text.encode()).hexdigest()
-        == "055900364d2949c0039ff4af1337e4fc46c2b0af3e4e1547fb9ac7a1bdfec800"
+        == "e7f3298455c10f0398e3210f24c04bc854232bfefcce2910cd862db25a2a392f"
     )
     assert generate(50, seed=1) != generate(50, seed=0)
 
