@@ -54,7 +54,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import NamedTuple
 
 # One row per flaw: its cost, how often it is drawn, and the parts of the answer that it touches.
 # Two flaws meet in one answer only if they touch different parts: else one would hide the other,
@@ -89,6 +88,8 @@ LOW, HIGH = 2, 999  # every number on the way; nothing is ever 1, so every noun 
 SLIPS = (-10, -2, -1, 1, 2, 10)
 # "/" is only ever used where nothing is left over.
 Steps = tuple[tuple[str, str], ...]  # (formula, label) of each step
+Numbers = tuple[int, ...]
+Working = list[tuple[int, str, int, int]]  # left, operation, right and result of each line
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 CONFUSED = {"+": "-*", "-": "+/", "*": "+/", "/": "-*"}  # what a wrong operation writes instead
 
@@ -125,8 +126,8 @@ TEMPLATES = (
       "{name} has {a} {item}, puts {b} in each box and gets {c} dollars per box."),
      ("How much money do the boxes bring in?", "How many dollars is that in all?"),
      (("a / b", "number of boxes"), ("x * c", "money for all boxes")),
-     "the boxes bring in {answer}", "dollars", ("boxes", "{item}"), ("eggs", "onions", "lemons", "peppers"),
-     ((24, 99), (4, 12), (3, 12))),
+     "the boxes bring in {answer}", "dollars", ("boxes", "{item}"),
+     ("eggs", "onions", "lemons", "peppers"), ((24, 99), (4, 12), (3, 12))),
     (("{name} buys {a} {item} at {b} dollars each and {c} books at {d} dollars each.",
       "{name} gets {a} {item} for {b} dollars each, and {c} books for {d} dollars each."),
      ("How much does {name} pay?", "What is the total price?"),
@@ -180,7 +181,7 @@ class Problem:
     prompt: str
     question: str  # the last sentence of the prompt
     template: int  # index in TEMPLATES
-    numbers: tuple[int, ...]  # a, b, c and perhaps d, all different
+    numbers: Numbers  # a, b, c and perhaps d, all different
     steps: Steps  # (formula, label) of each step, as in Template
     closing: str  # a sentence with {answer} in it
     unit: str
@@ -197,18 +198,6 @@ class GradedAnswer:
     rating: float
 
 
-class Calculation(NamedTuple):
-    """One line of working. It need not be right: the result may be a slip."""
-
-    left: int
-    operation: str
-    right: int
-    result: int
-
-    def __str__(self) -> str:
-        return f"{self.left} {self.operation} {self.right} = {self.result}"
-
-
 def make_problem(rng: random.Random) -> Problem:
     """Draw a problem whose steps all come out even and which every flaw can be put into."""
     index = rng.randrange(len(TEMPLATES))
@@ -219,7 +208,7 @@ def make_problem(rng: random.Random) -> Problem:
         numbers = tuple(rng.randrange(low, high + 1) for low, high in ranges)
         working = _work(steps, numbers)
         # All numbers differ, so each number in an answer has only one place it can come from.
-        distinct = {*numbers, *(line.result for line in working)}
+        distinct = {*numbers, *(result for *_, result in working)}
         if not working or len(distinct) < len(numbers) + len(working):
             continue
         if all(_wrong_workings(steps, numbers, flaw) for flaw in REWORKED):
@@ -235,7 +224,7 @@ def make_problem(rng: random.Random) -> Problem:
         closing=closing.format(answer="{answer}", **words),
         unit=unit.format(**words),
         wrong_units=tuple(wrong.format(**words) for wrong in wrong_units),
-        answer=working[-1].result,
+        answer=working[-1][-1],
     )
 
 
@@ -264,10 +253,10 @@ def make_answer(problem: Problem, flaws: Iterable[str], rng: random.Random) -> G
     for flaw in REWORKED:
         if flaw in flaws:
             working = rng.choice(_wrong_workings(problem.steps, problem.numbers, flaw))
-    stated = working[-1].result
+    stated = working[-1][-1]
     if "answer_not_derived" in flaws:
         others = [stated + slip for slip in SLIPS]
-        others += [*problem.numbers, *(line.result for line in working)]  # a number lying about
+        others += [*problem.numbers, *(result for *_, result in working)]  # a number lying about
         others = [n for n in others if LOW <= n <= HIGH and n not in (stated, problem.answer)]
         stated = rng.choice(others)
     unit = rng.choice(problem.wrong_units) if "wrong_unit" in flaws else problem.unit
@@ -279,7 +268,7 @@ def make_answer(problem: Problem, flaws: Iterable[str], rng: random.Random) -> G
         lines.append(rng.choice(openers))
         for i, (line, (_, label)) in enumerate(zip(working, problem.steps, strict=False)):
             pattern = rng.choice(later if i else first)
-            lines.append(pattern.format(label=label, calculation=line))
+            lines.append(pattern.format(label=label, calculation="{} {} {} = {}".format(*line)))
     if "unfinished" not in flaws:
         answer = f"{stated} {unit}"
         closing = problem.closing.format(answer=answer)
@@ -327,27 +316,15 @@ def generate(pairs: int = 3000, seed: int = 0, answers_per_prompt: int = 4) -> l
         for one, two in combinations(answers.values(), 2):
             if one.rating == two.rating:
                 continue
-            chosen, rejected = (one, two) if one.rating > two.rating else (two, one)
+            rejected, chosen = sorted((one, two), key=lambda answer: answer.rating)
             only_rejected = [flaw for flaw in rejected.flaws if flaw not in chosen.flaws]
+            row = (problem.prompt, chosen.text, rejected.text, chosen.rating, rejected.rating)
             subset = max(only_rejected, key=FLAWS.__getitem__)
-            row = (
-                problem.prompt,
-                chosen.text,
-                rejected.text,
-                chosen.rating,
-                rejected.rating,
-                subset,
-            )
-            rows.append(dict(zip(COLUMNS, row, strict=True)))
+            rows.append(dict(zip(COLUMNS, (*row, subset), strict=True)))
     return rows[:pairs]
 
 
-def _work(
-    steps: Steps,
-    numbers: tuple[int, ...],
-    swap: tuple[int, str] = (-1, ""),
-    slip: tuple[int, int] = (-1, 0),
-) -> list[Calculation]:
+def _work(steps: Steps, numbers: Numbers, swap=(-1, ""), slip=(-1, 0)) -> Working:
     """Do the steps, with step `swap[0]` by another operation and step `slip[0]` off by `slip[1]`.
 
     Empty if a division leaves a remainder or a result lies outside LOW..HIGH.
@@ -365,11 +342,11 @@ def _work(
         if not LOW <= result <= HIGH:
             return []
         values["xyz"[i]] = result
-        working.append(Calculation(left, operation, right, result))
+        working.append((left, operation, right, result))
     return working
 
 
-def _wrong_workings(steps: Steps, numbers: tuple[int, ...], flaw: str) -> list[list[Calculation]]:
+def _wrong_workings(steps: Steps, numbers: Numbers, flaw: str) -> list[Working]:
     """All the workings that one flaw of REWORKED can lead to and that end in a wrong result."""
     places = enumerate(formula.split()[1] for formula, _ in steps)
     if flaw == "wrong_operation":
@@ -384,8 +361,8 @@ def _wrong_workings(steps: Steps, numbers: tuple[int, ...], flaw: str) -> list[l
             if wrong not in numbers
         ]
         workings = [_work(steps, copy) for copy in copies]
-    answer = _work(steps, numbers)[-1].result
-    return [working for working in workings if working and working[-1].result != answer]
+    answer = _work(steps, numbers)[-1][-1]
+    return [working for working in workings if working and working[-1][-1] != answer]
 
 
 @cache

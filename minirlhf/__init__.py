@@ -1,0 +1,32 @@
+"""minirlhf: from human preferences to a reward model, in plain PyTorch.
+
+The data's path through the files, which is also the order to read them in:
+
+    train.py       the whole run, top to bottom; run it first, read it second
+    data.py        rows -> preference pairs -> train, validation and test, split by prompt
+    arithmetic.py  the bundled data set: graded answers whose flaws are known
+    tokens.py      pairs -> token ids; truncation that keeps the response; batches
+    encoders.py    a model's name -> an encoder; frozen features and their cache
+    pooling.py     hidden states (N, T, D) -> one vector a text (N, D)
+    heads.py       vector -> reward
+    losses.py      rewards -> loss: MSE, BCE, Bradley-Terry
+    approaches.py  the four training steps, side by side
+    model.py       encoder + pooler + head as one model, saved and loaded
+    loops.py       the two training loops
+    metrics.py     margins -> accuracy with its interval
+    score.py       a trained model at work
+
+`device.py`, `checkpoint.py` and `tracking.py` serve them. Everything from `data.py` to `losses.py`,
+and the three last, imports no sibling: copy any of them alone.
+"""
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    # `import minirlhf` answers at once; torch is imported when a model is loaded.
+    if name == "load":
+        from minirlhf.score import load
+
+        return load
+    raise AttributeError(f"module 'minirlhf' has no attribute {name!r}")

@@ -1,0 +1,93 @@
+"""Files that are written whole or not at all: stage 8 of the data's path.
+
+Everything goes to a temporary name beside its place, is flushed to the disk, and is renamed, so a
+reader (or a run killed half-way) finds the old content or the new one and never a part. Tensors are
+safetensors and everything else is JSON: nothing here is ever unpickled, so loading a model that a
+stranger sent cannot run code.
+
+Copy this file alone; it needs torch and safetensors. Read next: `model.py`.
+
+>>> import tempfile
+>>> folder = Path(tempfile.mkdtemp())
+>>> write_json(folder / "a.json", {"loss": 0.5})
+>>> read_json(folder / "a.json")
+{'loss': 0.5}
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole: temporary name, flush, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """Write a JSON file whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path):
+    """Read a JSON file. Raises ValueError, with the file's name, if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+
+
+def append_jsonl(path: Path, row: dict) -> None:
+    """Add one line to a JSON-lines file and flush it to the disk."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Save named tensors as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Load named tensors. Raises ValueError, with the file's name, if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder under a temporary name; at the end it takes the place of `path`.
+
+    If the block raises, `path` stays as it was.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,323 @@
+"""Rows of any known layout in, clean preference pairs out: stages 0 and 1 of the data's path.
+
+    load_rows     a file, a folder or a hub id -> raw rows, through the `datasets` library
+    build_pairs   rows -> PreferencePairs, and a report of what was dropped and why
+    split         pairs -> train, validation and test, by prompt
+    index_texts   parts -> the distinct texts, and the pairs as row numbers into them
+
+Three layouts are recognised by their columns: message lists with the prompt inside both sides
+(Argilla-Math, UltraFeedback), an explicit prompt with two responses (RewardBench), and transcripts
+that share their beginning (HH-RLHF).
+
+The split hashes the prompt, so it is the same on every machine, for every approach and however
+many rows are added, and no prompt is on two sides. A split by row is the classic leak: with several
+pairs a prompt, the model has read most test questions, and their good answers, in training.
+
+Copy this file alone; it needs `datasets` only to load files. Read next: `tokens.py`.
+
+>>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
+>>> pairs, report = build_pairs(rows)
+>>> [len(part) for part in split(pairs)], report["dropped"]
+([39, 2, 9], {})
+"""
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+SHORT_NAMES = {"argilla-math": "RLHFlow/Argilla-Math-DPO-standard"}
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+# The usual names of each column, the first that is present counts.
+COLUMNS = {
+    "prompt": ["prompt", "instruction", "question"],
+    "chosen": ["chosen", "chosen_response"],
+    "rejected": ["rejected", "rejected_response"],
+    "chosen_rating": ["chosen_rating", "chosen_score", "score_chosen", "rating_chosen"],
+    "rejected_rating": ["rejected_rating", "rejected_score", "score_rejected", "rating_rejected"],
+    "subset": ["subset"],
+}
+GOOD_ROW = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
+
+
+class PreferencePair(NamedTuple):
+    """One preference: for `prompt`, `chosen` was preferred to `rejected`.
+
+    Ratings are the data's own numbers, None where it has none. `subset` names a kind of pair, so
+    that accuracy can be shown for each kind.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_rating: float | None = None
+    rejected_rating: float | None = None
+    subset: str = "all"
+
+
+def load_rows(dataset: str, split: str = "train"):
+    """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
+
+    Returns a `datasets.Dataset`: it iterates over dicts and lies on disk, not in memory. Raises
+    ValueError, in one sentence, if there is nothing to read.
+    """
+    import datasets
+
+    path = Path(dataset)
+    try:
+        if path.is_dir():
+            return datasets.load_dataset(str(path.resolve()), split=split)
+        if path.is_file() or path.suffix in FORMATS:
+            if not path.exists():
+                raise ValueError("no such file")
+            kind = FORMATS.get(path.suffix, "an unknown file type")
+            return datasets.load_dataset(kind, data_files=str(path.resolve()), split="train")
+        return datasets.load_dataset(SHORT_NAMES.get(dataset, dataset), split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+        raise ValueError(
+            f"cannot read the data set {dataset!r}: {reason}. Give a .jsonl, .json, .csv or "
+            f".parquet file, a folder of them, or the id of a data set on the hub"
+        ) from error
+
+
+def build_pairs(
+    rows: Iterable[dict], limit: int | None = None, **columns: str | None
+) -> tuple[list[PreferencePair], dict]:
+    """Turn rows into pairs and count what was dropped.
+
+    limit: keep the first so many pairs.
+    columns: names for `prompt`, `chosen`, `rejected`, `chosen_rating`, `rejected_rating` or
+        `subset` where the data's own are unusual.
+    Pairs of equal ratings are kept, since a regression learns from them; the caller drops them with
+    `is_tie` where a preference is needed.
+    Raises ValueError if the columns are unknown or no pair is left.
+    """
+    dropped: Counter[str] = Counter()
+    total, seen, names = 0, {}, None
+    for total, row in enumerate(rows, 1):  # noqa: B007
+        names = names or find_columns(list(row), **columns)
+        pair = _read_pair(row, names)
+        if isinstance(pair, str):
+            dropped[pair] += 1
+        elif pair[:3] in seen:
+            dropped["duplicate"] += 1
+        else:
+            seen[pair[:3]] = pair
+    pairs = []
+    for (prompt, chosen, rejected), pair in seen.items():
+        if (prompt, rejected, chosen) in seen:
+            dropped["contradiction: preferred both ways"] += 1
+        else:
+            pairs.append(pair)
+    if not pairs:
+        raise ValueError(f"no pair is left of {total} rows; dropped: {dict(dropped)}")
+    pairs = pairs[:limit]
+    rated = [pair for pair in pairs if pair.chosen_rating is not None]
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr(pair).encode())
+    report = {
+        "rows": total,
+        "pairs": len(pairs),
+        "prompts": len({pair.prompt for pair in pairs}),
+        "dropped": dict(dropped),
+        "rated": len(rated),
+        "rating_ties": sum(is_tie(pair) for pair in rated),
+        "rating_against_preference": sum(p.chosen_rating < p.rejected_rating for p in rated),
+        "chosen_is_longer": longer_is_chosen(pairs),
+        "columns": {role: name for role, name in names.items() if name},
+        "subsets": dict(Counter(pair.subset for pair in pairs).most_common()),
+        "prompt_characters": _quartiles([len(pair.prompt) for pair in pairs]),
+        "chosen_characters": _quartiles([len(pair.chosen) for pair in pairs]),
+        "rejected_characters": _quartiles([len(pair.rejected) for pair in pairs]),
+        "sha256": digest.hexdigest(),
+    }
+    return pairs, report
+
+
+def is_tie(pair: PreferencePair) -> bool:
+    """True where both sides have the same rating, so that the preference is no evidence."""
+    return pair.chosen_rating is not None and pair.chosen_rating == pair.rejected_rating
+
+
+def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
+    """Which column plays which role; None for one that is absent. Raises ValueError if unknown."""
+    names = {}
+    for role, usual in COLUMNS.items():
+        given = columns.get(role)
+        if given and given not in found:
+            raise ValueError(f"no column {given!r}; the data has: {', '.join(found)}")
+        names[role] = given or next((name for name in usual if name in found), None)
+    if not (names["chosen"] and names["rejected"]):
+        expected = "; ".join(f"{role}: {' or '.join(COLUMNS[role])}" for role in COLUMNS)
+        raise ValueError(
+            f"these are no preference pairs. Columns found: {', '.join(found)}. Expected: "
+            f"{expected} (all but chosen and rejected may be absent). A good row: {GOOD_ROW}"
+        )
+    if bool(names["chosen_rating"]) != bool(names["rejected_rating"]):
+        only = names["chosen_rating"] or names["rejected_rating"]
+        raise ValueError(f"a rating for one side only ({only!r}); name both columns or neither")
+    return names
+
+
+def split(
+    pairs: Sequence[PreferencePair], fold: int = 0
+) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair]]:
+    """Train, validation and test parts: about 70, 10 and 20 % of the prompts, by their hash.
+
+    fold: 0 to 4. Each prompt is in the test part of exactly one fold.
+    Raises ValueError if a part is empty.
+    """
+    train, validation, test = [], [], []
+    for pair in pairs:
+        digest = hashlib.sha256(normalize(pair.prompt).encode("utf-8", "surrogatepass")).digest()
+        kept = validation if int.from_bytes(digest[8:16]) % 8 == 0 else train  # 1/8 of 80 % is 10 %
+        (test if int.from_bytes(digest[:8]) % 5 == fold else kept).append(pair)
+    if not (train and validation and test):
+        count = len({pair.prompt for pair in pairs})
+        sizes = f"{len(train)} train, {len(validation)} validation and {len(test)} test pairs"
+        raise ValueError(f"{count} prompts are too few to split by prompt: {sizes}")
+    return train, validation, test
+
+
+def longer_is_chosen(pairs: Sequence[PreferencePair]) -> float:
+    """Accuracy of always preferring the longer response (in characters), a tie counting 1/2."""
+    gaps = [len(pair.chosen) - len(pair.rejected) for pair in pairs]
+    return sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps)
+
+
+def show(pair: PreferencePair, width: int = 400) -> str:
+    """A pair as text, each part cut to `width` characters."""
+    cut = [" ".join(text.split())[:width] for text in pair[:3]]
+    ratings = ["" if r is None else f"  [rated {r:g}]" for r in pair[3:5]]
+    return f"prompt    {cut[0]}\nchosen    {cut[1]}{ratings[0]}\nrejected  {cut[2]}{ratings[1]}"
+
+
+class Part(NamedTuple):
+    """N pairs as tensors: which of the distinct texts each side is, and its rating."""
+
+    chosen: torch.Tensor  # (N,) int64
+    rejected: torch.Tensor  # (N,)
+    chosen_rating: torch.Tensor  # (N,) float32, NaN where the data has none
+    rejected_rating: torch.Tensor  # (N,)
+    prompt: torch.Tensor  # (N,) int64, number of the prompt
+
+
+def index_texts(*parts: Sequence[PreferencePair]) -> tuple[list[str], list[str], list[Part]]:
+    """Number the distinct texts of all parts: (prompts, responses, the parts in those numbers).
+
+    Where several pairs share a response it is one text, so it is tokenised and embedded once.
+    """
+    number: dict[tuple[str, str], int] = {}
+    prompt_number: dict[str, int] = {}
+    indexed = []
+    for part in parts:
+        columns = (
+            [number.setdefault((p.prompt, p.chosen), len(number)) for p in part],
+            [number.setdefault((p.prompt, p.rejected), len(number)) for p in part],
+            [math.nan if p.chosen_rating is None else p.chosen_rating for p in part],
+            [math.nan if p.rejected_rating is None else p.rejected_rating for p in part],
+            [prompt_number.setdefault(p.prompt, len(prompt_number)) for p in part],
+        )
+        indexed.append(Part(*map(torch.tensor, columns)))
+    prompts, responses = zip(*number, strict=True)
+    return list(prompts), list(responses), indexed
+
+
+def normalize(prompt: str) -> str:
+    """A prompt without what does not distinguish it: case, white space, Unicode compatibility."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def near_duplicates(train: Sequence[PreferencePair], other: Sequence[PreferencePair]) -> dict:
+    """How many prompts of `other` share eight words in a row with some training prompt.
+
+    `any` counts one shared 8-gram (a common phrase is enough), `most` those for which at least half
+    of the 8-grams are shared (a reworded copy). Prompts under eight words are compared whole.
+    """
+    known = {gram for prompt in {p.prompt for p in train} for gram in _grams(prompt)}
+    grams = [_grams(prompt) for prompt in {pair.prompt for pair in other}]
+    shares = [len(of_one & known) / len(of_one) for of_one in grams]
+    some, most = sum(share > 0 for share in shares), sum(share >= 0.5 for share in shares)
+    return {"prompts": len(shares), "any": some, "most": most}
+
+
+def _grams(prompt: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", normalize(prompt))
+    return {tuple(words[i : i + 8]) for i in range(max(1, len(words) - 7))}
+
+
+def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
+    """A pair, or the reason why the row holds none."""
+    turns = {role: _turns(row.get(names[role])) for role in ("chosen", "rejected")}
+    if not turns["chosen"] or not turns["rejected"]:
+        return "empty or not text"
+    if names["prompt"]:
+        before = _turns(row.get(names["prompt"]), role="user")
+        if not before:
+            return "empty or not text"
+        # Some sets give the prompt in a column of its own and inside both sides too.
+        has_prompt = any(speaker == "user" for speaker, _ in turns["chosen"])
+        turns = {k: t if has_prompt else before + t for k, t in turns.items()}
+    chosen, rejected = turns["chosen"], turns["rejected"]
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    while shared and chosen[shared - 1][0] == "assistant":
+        shared -= 1  # the prompt ends with the user's turn
+    if not shared:
+        return "the two sides share no prompt"
+    texts = [_flat(chosen[:shared]), _flat(chosen[shared:]), _flat(rejected[shared:])]
+    if not all(text.strip() for text in texts):
+        return "empty or not text"
+    if texts[1] == texts[2]:
+        return "chosen equals rejected"
+    ratings = [_rating(row.get(names[f"{side}_rating"])) for side in ("chosen", "rejected")]
+    if None in ratings:
+        ratings = [None, None]
+    subset = row.get(names["subset"])
+    return PreferencePair(*texts, *ratings, "all" if subset is None else str(subset))
+
+
+def _turns(value, role: str = "assistant") -> list[tuple[str, str]]:
+    """(role, text) of each turn; [] for what is no text. `role` is that of a bare string."""
+    if isinstance(value, str):
+        parts = re.split(r"\n\n(Human|Assistant): ?", "\n\n" + value.strip())
+        if len(parts) > 1 and not parts[0].strip():
+            roles = {"Human": "user", "Assistant": "assistant"}
+            return [(roles[r], t.strip()) for r, t in zip(parts[1::2], parts[2::2], strict=True)]
+        return [(role, value)]
+    messages = value if isinstance(value, (list, tuple)) else []
+    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+        return []
+    return [(str(message.get("role", "")), message["content"]) for message in messages]
+
+
+def _flat(turns: Sequence[tuple[str, str]]) -> str:
+    """One turn is its text; several are written out with their speakers, so that none is lost."""
+    if len(turns) == 1:
+        return turns[0][1]
+    speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n\n".join(f"{speakers.get(role, role)}: {text}" for role, text in turns)
+
+
+def _rating(value) -> float | None:
+    try:
+        rating = float(value)
+    except (TypeError, ValueError):
+        return None
+    return rating if math.isfinite(rating) else None
+
+
+def _quartiles(values: list[int]) -> list[int]:
+    values = sorted(values)
+    return [values[round(q * (len(values) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]

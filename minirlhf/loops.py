@@ -1,0 +1,208 @@
+"""The two training loops, written out.
+
+`fit_frozen` slices a matrix of features that sits on the device: an epoch takes milliseconds.
+`fit_finetune` pads tokens, runs the encoder, warms up and clips: an epoch takes minutes.
+Both are generators that yield a row of numbers after each epoch, so the caller prints, logs and
+saves as it likes, and both leave the model with its best weights: those of the epoch with the
+highest validation accuracy (the lower loss where two are equal).
+
+Accuracy selects, not loss: after an epoch or two a fine-tuned model's mistakes grow more confident,
+which raises its loss while it still gets more pairs right. A temperature mends confidence later;
+nothing mends a wrong order.
+
+`train_loss` and `train_accuracy` are taken in passing, each pair before the update it belongs to.
+Read next: `train.py`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from minirlhf.approaches import PLAIN, STEPS, FrozenBatch, Options, TokenBatch
+from minirlhf.data import Part
+from minirlhf.losses import bradley_terry_loss
+from minirlhf.metrics import credit
+from minirlhf.model import RewardModel
+from minirlhf.tokens import bucketed_batches, map_batches, pad
+
+# A new head starts at zero and the encoder gets no gradient through a zero: at the encoder's own
+# rate it takes most of an epoch to get going.
+HEAD_LR = 10
+
+
+def fit_frozen(
+    model: RewardModel, features: torch.Tensor, train: Part, validation: Part, args, options=PLAIN
+) -> Iterator[dict]:
+    """Train a head on frozen features (U, D); a row of numbers after each epoch.
+
+    args: holds `epochs`, `batch_size` (pairs), `lr`, `weight_decay`, `seed` and `patience`, the
+        epochs without a better one after which it stops, as `train.py --help` tells them.
+    """
+    step, device = STEPS[model.info["approach"]], features.device
+    train = Part(*(t.to(device) for t in train))
+    used = torch.cat([train.chosen, train.rejected])
+    model.head.fit_input(features[used])
+    if model.info["approach"] == "regression":
+        model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
+    optimizer = torch.optim.AdamW(
+        model.head.parameters(), lr=args.lr, weight_decay=args.weight_decay
+    )
+    generator = torch.Generator().manual_seed(args.seed)
+    count = len(train.chosen)
+    best = Best(model, count)
+    for epoch in range(1, args.epochs + 1):
+        start = time.perf_counter()
+        total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
+        for rows in torch.randperm(count, generator=generator).to(device).split(args.batch_size):
+            loss, margins = step(model, frozen_batch(features, train, rows), options)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.detach() * len(rows)
+            total_right += credit(margins.detach()).sum()
+        validation_loss, margins = evaluate_frozen(model, features, validation)
+        row = best.update(epoch, total_loss, total_right, validation_loss, margins, start)
+        yield row
+        if best.waited >= args.patience:
+            break
+    best.restore()
+
+
+def fit_finetune(
+    model: RewardModel, rows: Sequence, train: Part, validation: Part, args, options=PLAIN
+) -> Iterator[dict]:
+    """Train encoder and head on token rows (U of them); a row of numbers after each epoch.
+
+    args: holds what `fit_frozen` reads, and
+        accumulate: batches in one optimiser step.
+        warmup: share of all steps over which the learning rate rises from 0 to `lr`; from there it
+            falls in a line to 0 at the last step.
+        clip: largest norm of the gradient.
+        dropout: 0 turns it off, also where the encoder was pretrained with it. The two sides of a
+            pair would see two masks, and that noise is as large as the margins to be learned.
+    """
+    step, device = STEPS[model.info["approach"]], model.head.output.weight.device
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = args.dropout
+    heads, encoder = list(model.head.parameters()), list(model.encoder.parameters())
+    groups = [{"params": encoder, "peak": args.lr}, {"params": heads, "peak": HEAD_LR * args.lr}]
+    fused = device.type != "mps"
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=fused)
+    # A pair costs what its longer side costs; pairs of like cost go together.
+    sizes = torch.tensor([len(row) for row in rows])
+    lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()
+    count = len(lengths)
+    generator = torch.Generator().manual_seed(args.seed)
+    best = Best(model, count)
+    for epoch in range(1, args.epochs + 1):
+        start = time.perf_counter()
+        # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
+        model.train(args.dropout > 0)
+        batches = bucketed_batches(lengths, train.prompt.tolist(), args.batch_size, generator)
+        steps = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
+        total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
+        for i, micro_batches in enumerate(options.progress(steps, f"epoch {epoch}")):
+            pairs_in_step = sum(len(pairs) for pairs in micro_batches)
+            for pairs in micro_batches:
+                batch = token_batch(rows, train, pairs, model.pad_id, device)
+                loss, margins = step(model, batch, options)
+                # Weighted by size, so that accumulation gives the gradient of one large batch.
+                (loss * len(pairs) / pairs_in_step).backward()
+                total_loss += loss.detach() * len(pairs)
+                total_right += credit(margins.detach()).sum()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            done = (epoch - 1 + (i + 0.5) / len(steps)) / args.epochs  # the middle of this step
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_rate_share(done, args.warmup)
+            optimizer.step()
+            optimizer.zero_grad()
+        validation_loss, margins = evaluate_finetune(model, rows, validation)
+        row = best.update(epoch, total_loss, total_right, validation_loss, margins, start)
+        yield row
+        if best.waited >= args.patience:
+            break
+    best.restore()
+
+
+def learning_rate_share(done: float, warmup: float) -> float:
+    """Share of the peak learning rate when `done` (0 to 1) of the run is done: up, then down."""
+    return min(done / max(warmup, 1e-9), (1 - done) / max(1 - warmup, 1e-9))
+
+
+class Best:
+    """The best weights so far, and the epochs since."""
+
+    def __init__(self, model: RewardModel, count: int):
+        self.model, self.count = model, count  # `count` training pairs
+        self.key, self.weights, self.waited = (-1.0, 0.0), {}, 0
+
+    def update(self, epoch, total_loss, total_right, validation_loss, margins, start) -> dict:
+        """The epoch's row of numbers. Keeps the weights if it is the best so far.
+
+        Raises FloatingPointError if a loss is NaN or infinite.
+        """
+        row = {
+            "epoch": epoch,
+            "train_loss": total_loss.item() / self.count,
+            "train_accuracy": total_right.item() / self.count,
+            "validation_loss": validation_loss.item(),
+            "validation_accuracy": credit(margins).mean().item(),
+            "seconds": time.perf_counter() - start,
+        }
+        if not torch.tensor([row["train_loss"], row["validation_loss"]]).isfinite().all():
+            raise FloatingPointError(f"the loss of epoch {epoch} is not finite; try a lower --lr")
+        key = (row["validation_accuracy"], -row["validation_loss"])
+        row["best"] = key > self.key
+        self.waited = 0 if row["best"] else self.waited + 1
+        if row["best"]:
+            trained = self.model.named_parameters()
+            self.weights = {n: p.detach().cpu().clone() for n, p in trained if p.requires_grad}
+            self.key = key
+        return row
+
+    def restore(self) -> None:
+        """Give the model its best weights back."""
+        self.model.load_state_dict(self.weights, strict=False)
+        self.model.eval()
+
+
+def frozen_batch(features: torch.Tensor, part: Part, pairs: torch.Tensor | None = None):
+    """The given pairs (or all) of a part as a FrozenBatch of vectors."""
+    chosen, rejected, *ratings, _ = part if pairs is None else [t[pairs] for t in part]
+    return FrozenBatch(features[chosen], features[rejected], *ratings)
+
+
+def token_batch(
+    rows: Sequence[Sequence[int]], part: Part, pairs: Sequence[int], pad_id: int, device="cpu"
+) -> TokenBatch:
+    """The given pairs of a part as a TokenBatch, each distinct text padded once."""
+    chosen, rejected, *ratings, _ = [t[list(pairs)] for t in part]
+    used, number = torch.cat([chosen, rejected]).unique(return_inverse=True)
+    ids, mask = pad([rows[i] for i in used.tolist()], pad_id)
+    return TokenBatch(*(t.to(device) for t in (ids, mask, *number.chunk(2), *ratings)))
+
+
+def evaluate_frozen(
+    model: RewardModel, features: torch.Tensor, part: Part, options: Options = PLAIN
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss (scalar) and margins (N,) of a whole part, from features (U, D)."""
+    part = Part(*(t.to(features.device) for t in part))
+    with torch.no_grad():
+        loss, margins = STEPS[model.info["approach"]](model, frozen_batch(features, part))
+    return loss.cpu(), margins.cpu()
+
+
+def evaluate_finetune(
+    model: RewardModel, rows: Sequence[Sequence[int]], part: Part, options: Options = PLAIN
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bradley-Terry loss (scalar) and margins (N,) of a whole part, each distinct text once."""
+    model.eval()
+    used, number = torch.cat([part.chosen, part.rejected]).unique(return_inverse=True)
+    texts = [rows[i] for i in used.tolist()]
+    device = model.head.output.weight.device
+    reward = lambda ids, mask: model(ids, mask, options.dtype)  # noqa: E731
+    rewards = map_batches(reward, texts, model.pad_id, device, progress=options.progress)
+    chosen, rejected = rewards[number].chunk(2)
+    return bradley_terry_loss(chosen, rejected), chosen - rejected

@@ -1,0 +1,111 @@
+"""RewardModel: an encoder, a pooler and a head, and how the three are saved and loaded again.
+
+    ids, mask (N, T) --encoder--> hidden (N, T, D) --pool--> vector (N, D) --head--> reward (N,)
+
+The encoder is either a `transformers` model whose hidden states we pool ourselves (bt-frozen and
+bt-finetune), or a SentenceTransformer that pools and normalises as it was published (regression and
+classification). Read next: `approaches.py`, then `loops.py`.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minirlhf import checkpoint, encoders, heads, pooling
+
+FORMAT = 1  # of the model folder; raised when its layout changes
+HEADS = {
+    "regression": heads.MLPHead,
+    "classification": heads.PairHead,
+    "bt-frozen": heads.MLPHead,
+    "bt-finetune": heads.LinearHead,
+}
+
+
+class RewardModel(nn.Module):
+    """`model(ids, mask)` is the reward of each text, (N,) in float32."""
+
+    def __init__(self, encoder: nn.Module, tokenizer, head: nn.Module, info: dict):
+        """info: what `reward.json` holds, see `build`."""
+        super().__init__()
+        self.encoder, self.tokenizer, self.head, self.info = encoder, tokenizer, head, info
+        self.pad_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
+
+    def vectors(self, ids: torch.Tensor, mask: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+        """One vector a text: (N, T), (N, T) -> (N, D). `dtype`: of the encoder's products."""
+        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
+            if self.info["pooling"] == "as published":
+                features = {"input_ids": ids, "attention_mask": mask}
+                return self.encoder(features)["sentence_embedding"].float()
+            hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return pooling.POOLERS[self.info["pooling"]](hidden, mask)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+        """Reward of each text: (N, T), (N, T) -> (N,), head in float32 whatever `dtype`."""
+        return self.head(self.vectors(ids, mask, dtype))
+
+
+def build(
+    approach: str,
+    name: str,
+    pooler: str | None = None,
+    max_length: int = 256,
+    attention: str | None = None,
+    device: torch.device | str = "cpu",
+) -> RewardModel:
+    """A new model for an approach: a pretrained encoder and a head that prefers nothing yet.
+
+    pooler: "mean", "last" or "cls"; None takes "last" for a decoder and "mean" for an encoder.
+    Raises ValueError if the encoder cannot be had or cannot read `max_length` tokens.
+    """
+    if approach in ("regression", "classification"):
+        encoder, pooler = encoders.load_sentence_transformer(name, device), "as published"
+        tokenizer, config = encoder.tokenizer, encoder[0].config
+        size = encoder.get_embedding_dimension()
+    else:
+        encoder, tokenizer = encoders.load_auto(name, attention)
+        encoder.requires_grad_(approach == "bt-finetune")
+        config, size = encoder.config, encoder.config.hidden_size
+        pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
+    if max_length > limit:
+        raise ValueError(f"max-length {max_length} is more than {name!r} can read, {limit} tokens")
+    info = {"format": FORMAT, "approach": approach, "pooling": pooler}
+    info |= {"max_length": max_length, "size": size}
+    return RewardModel(encoder, tokenizer, HEADS[approach](size), info).to(device)
+
+
+def save(model: RewardModel, folder: Path) -> None:
+    """Write encoder, tokenizer, head and `reward.json`, whole: a self-contained model folder."""
+    with checkpoint.whole_folder(folder) as temporary:
+        if model.info["pooling"] == "as published":
+            model.encoder.save_pretrained(str(temporary / "encoder"), create_model_card=False)
+        else:
+            model.encoder.save_pretrained(temporary / "encoder")
+            model.tokenizer.save_pretrained(temporary / "encoder")
+        checkpoint.save_tensors(temporary / "head.safetensors", model.head.state_dict())
+        checkpoint.write_json(temporary / "reward.json", model.info)
+
+
+def load(folder: Path, device="cpu", attention: str | None = None) -> RewardModel:
+    """Rebuild what `save` wrote; the rewards are bit-equal on the same device.
+
+    Raises ValueError if the folder is no model folder or of a newer format.
+    """
+    if not (folder / "reward.json").is_file():
+        raise ValueError(f"{folder} holds no trained model (no reward.json)")
+    info = checkpoint.read_json(folder / "reward.json")
+    if info["format"] > FORMAT:
+        raise ValueError(f"{folder} has format {info['format']}; this version reads up to {FORMAT}")
+    if info["pooling"] == "as published":
+        encoder = encoders.load_sentence_transformer(str(folder / "encoder"), device)
+        tokenizer = encoder.tokenizer
+    else:
+        encoder, tokenizer = encoders.load_auto(str(folder / "encoder"), attention)
+    head = HEADS[info["approach"]](info["size"])
+    try:
+        head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"the head in {folder} does not fit its reward.json: {error}") from error
+    return RewardModel(encoder, tokenizer, head, info).to(device).eval()

@@ -1,0 +1,71 @@
+"""Where a run's numbers go while it runs: MLflow, and the console.
+
+MLflow's local store (the file `mlflow.db` and the folder `mlruns/` in the current folder) needs no
+server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tracking off.
+
+Copy this file alone; it needs mlflow and tqdm when called. Read next: `model.py`.
+
+>>> with track("none", "demo", "a run", {}) as log:
+...     log({"loss": 0.5}, step=1)
+>>> print(console_row({"epoch": 1, "train_loss": 0.6931, "seconds": 12.0}))
+epoch 1 | train_loss 0.6931 | seconds 12
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def track(
+    uri: str | None, experiment: str, name: str, parameters: dict, folder: Path | None = None
+) -> Iterator[Callable[..., None]]:
+    """Open an MLflow run and give a function `log(row, step)` that takes a row's numbers.
+
+    uri: None for MLflow's own default (its environment variable, else the local store), an
+        address, or "none" for no tracking.
+    folder: its files are uploaded when the block ends, all but the model itself.
+    Raises ValueError if the store cannot be reached.
+    """
+    if uri == "none":
+        yield lambda row, step: None
+        return
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(experiment)
+        run = mlflow.start_run(run_name=name)
+        mlflow.log_params(parameters)
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise ValueError(
+            f"cannot reach the tracking store {uri or mlflow.get_tracking_uri()!r}: "
+            f"{str(error).splitlines()[0][:200]}; give --tracking-uri none to run without it"
+        ) from error
+
+    def log(row: dict, step: int) -> None:
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
+        mlflow.log_metrics(numbers, step=step)
+
+    with run:
+        yield log
+        for file in sorted(folder.rglob("*")) if folder else []:
+            inside = file.relative_to(folder)
+            if file.is_file() and inside.parts[0] != "model":
+                mlflow.log_artifact(str(file), str(inside.parent) if inside.parent.name else None)
+
+
+def console_row(row: dict) -> str:
+    """One evaluation as a line of text, numbers with four digits."""
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
+    return " | ".join(f"{key} {value}" for key, value in shown.items())
+
+
+def progress_bar(iterable, description: str):
+    """A tqdm bar that disappears when done and stays silent where nobody watches (no terminal)."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, desc=description, leave=False, disable=None)

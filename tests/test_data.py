@@ -1,0 +1,215 @@
+import json
+import math
+
+import pytest
+
+from minirlhf import data
+
+ROW = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+
+
+def messages(*texts):
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def one(row, **columns):
+    (pair,), report = data.build_pairs([row], **columns)
+    return pair, report
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROW,
+        {"instruction": "2 + 2?", "chosen_response": "4", "rejected_response": "5"},
+        {"chosen": messages("2 + 2?", "4"), "rejected": messages("2 + 2?", "5")},
+        {"prompt": messages("2 + 2?"), "chosen": messages("2 + 2?", "4")[1:], "rejected": "5"},
+        {
+            "prompt": "2 + 2?",
+            "chosen": messages("2 + 2?", "4"),
+            "rejected": messages("2 + 2?", "5"),
+        },
+        {
+            "chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4",
+            "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5",
+        },
+    ],
+)
+def test_layouts_give_the_same_pair(row):
+    assert one(row)[0] == data.PreferencePair("2 + 2?", "4", "5")
+
+
+def test_several_turns_are_kept_whole():
+    turns = ("hi", "hello", "2 + 2?")
+    pair, _ = one({"chosen": messages(*turns, "4"), "rejected": messages(*turns, "5")})
+    assert pair[:3] == ("Human: hi\n\nAssistant: hello\n\nHuman: 2 + 2?", "4", "5")
+    # HH-RLHF: the two sides may part before the last turn; what follows is the response.
+    chosen = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: 2 + 2?\n\nAssistant: 4"
+    rejected = "\n\nHuman: hi\n\nAssistant: go away"
+    pair, _ = one({"chosen": chosen, "rejected": rejected})
+    assert pair.prompt == "hi"
+    assert pair.chosen == "Assistant: yes?\n\nHuman: 2 + 2?\n\nAssistant: 4"
+    assert pair.rejected == "go away"
+
+
+def test_ratings_under_their_usual_names_and_under_others():
+    for names in (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected")):
+        pair, _ = one(ROW | dict(zip(names, ("9.5", 2), strict=True)))
+        assert (pair.chosen_rating, pair.rejected_rating) == (9.5, 2.0)
+    row = {"q": "2 + 2?", "good": "4", "bad": "5", "g": 3, "b": 1}
+    names = {"prompt": "q", "chosen": "good", "rejected": "bad", "chosen_rating": "g"}
+    pair, _ = one(row, **names, rejected_rating="b")
+    assert pair == data.PreferencePair("2 + 2?", "4", "5", 3.0, 1.0)
+    pair, _ = one(ROW | {"chosen_rating": math.nan, "rejected_rating": 1})
+    assert pair.chosen_rating is pair.rejected_rating is None
+
+
+def test_what_cannot_be_learned_from_is_dropped_and_counted():
+    rows = [
+        ROW,
+        ROW,
+        {"prompt": "a?", "chosen": "x", "rejected": "y"},
+        {"prompt": "a?", "chosen": "y", "rejected": "x"},
+        ROW | {"chosen": "5"},
+        ROW | {"chosen": " "},
+        ROW | {"rejected": None},
+        ROW | {"rejected": 7},
+        ROW | {"prompt": ""},
+    ]
+    pairs, report = data.build_pairs(rows)
+    assert pairs == [data.PreferencePair("2 + 2?", "4", "5")]
+    assert report["dropped"] == {
+        "duplicate": 1,
+        "contradiction: preferred both ways": 2,
+        "chosen equals rejected": 1,
+        "empty or not text": 4,
+    }
+    assert report["rows"] == len(pairs) + sum(report["dropped"].values())
+
+
+def test_rating_ties_are_kept_and_counted():
+    pairs, report = data.build_pairs([ROW | {"chosen_rating": 5, "rejected_rating": 5}])
+    assert data.is_tie(pairs[0])
+    assert report["rating_ties"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        ([{"text": "a", "label": 1}], {}, "found: text, label.*Expected: prompt.*good row"),
+        ([ROW], {"chosen": "best"}, "no column 'best'; the data has: prompt, chosen, rejected"),
+        ([ROW | {"chosen_rating": 1}], {}, "one side only"),
+        ([], {}, "no pair is left of 0 rows"),
+        ([{"chosen": "a", "rejected": "b"}], {}, "share no prompt"),
+    ],
+)
+def test_bad_data_is_one_clear_sentence(rows, columns, message):
+    with pytest.raises(ValueError, match=message):
+        data.build_pairs(rows, **columns)
+
+
+def many(n):
+    rows = [
+        {"prompt": f"What is {i} + {i}?", "chosen": str(2 * i), "rejected": side}
+        for i in range(n)
+        for side in ("no idea", "ask me later")
+    ]
+    return data.build_pairs(rows)[0]
+
+
+def test_split_is_by_prompt_stable_and_every_prompt_is_tested_once():
+    pairs = many(1000)
+    tested = []
+    for fold in range(5):
+        parts = data.split(pairs, fold)
+        prompts = [{pair.prompt for pair in part} for part in parts]
+        assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+        assert sum(map(len, parts)) == 2000
+        assert [len(p) / 1000 for p in prompts] == pytest.approx([0.7, 0.1, 0.2], abs=0.04)
+        tested += parts[2]
+    assert sorted(tested) == sorted(pairs)
+    # More rows move no prompt to another part.
+    assert set(data.split(many(500), 0)[2]) <= set(data.split(pairs, 0)[2])
+
+
+def test_prompts_that_differ_in_nothing_that_matters_go_together():
+    assert data.normalize("What  is\nＡ?") == data.normalize("what is a?")
+
+
+def test_too_few_prompts_to_split():
+    with pytest.raises(ValueError, match="1 prompts are too few to split by prompt"):
+        data.split(many(1))
+
+
+def test_near_duplicates_across_parts_are_found():
+    train = [
+        data.PreferencePair("A farmer has ten cows and sells four of them. How many?", "6", "5")
+    ]
+    near = train[0]._replace(prompt="A farmer has ten cows and sells four of them, how much?")
+    far = train[0]._replace(prompt="How many days will nine apples last for three people in all?")
+    assert data.near_duplicates(train, [far]) == {"prompts": 1, "any": 0, "most": 0}
+    assert data.near_duplicates(train, [near, far]) == {"prompts": 2, "any": 1, "most": 1}
+
+
+def test_index_texts_numbers_each_text_once():
+    pairs = [data.PreferencePair("q", "a", "b", 2, 1), data.PreferencePair("q", "a", "c")]
+    prompts, responses, (part, other) = data.index_texts(pairs, pairs[:1])
+    assert list(zip(prompts, responses, strict=True)) == [("q", "a"), ("q", "b"), ("q", "c")]
+    assert [responses[i] for i in part.chosen] == ["a", "a"]
+    assert [responses[i] for i in part.rejected] == ["b", "c"]
+    assert part.prompt.tolist() == [0, 0]
+    assert part.chosen_rating[0] == 2
+    assert part.chosen_rating[1].isnan()
+    assert len(other.chosen) == 1
+
+
+def test_longer_is_chosen_counts_a_tie_one_half():
+    pairs = [data.PreferencePair("q", *sides) for sides in (("aa", "b"), ("a", "bb"), ("a", "b"))]
+    assert data.longer_is_chosen(pairs) == 0.5
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_files_of_each_kind(tmp_path, suffix):
+    import datasets
+
+    row = {"prompt": "2 + 2?", "chosen": "It is 4.", "rejected": "It is 5."}
+    rows = datasets.Dataset.from_list([row, row | {"prompt": "3?"}])
+    path = tmp_path / f"pairs.{suffix}"
+    if suffix in ("json", "jsonl"):
+        rows.to_json(path)
+    else:
+        getattr(rows, f"to_{suffix}")(path)
+    assert len(data.build_pairs(data.load_rows(str(path)))[0]) == 2
+
+
+def test_a_folder_laid_out_as_the_hub_lays_out_argilla_math(tmp_path):
+    import datasets
+
+    row = {
+        "chosen": messages("2 + 2?", "4"),
+        "rejected": messages("2 + 2?", "5"),
+        "chosen_rating": 9.0,
+        "rejected_rating": 3.0,
+        "metadata": json.dumps({"source": "x"}),
+    }
+    (tmp_path / "argilla" / "data").mkdir(parents=True)
+    file = tmp_path / "argilla" / "data" / "train-00000-of-00001.parquet"
+    datasets.Dataset.from_list([row]).to_parquet(file)
+    (tmp_path / "argilla" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+        "    path: data/train-*\n---\n"
+    )
+    pair, report = one(next(iter(data.load_rows(str(tmp_path / "argilla")))))
+    assert pair == data.PreferencePair("2 + 2?", "4", "5", 9.0, 3.0)
+    with pytest.raises(ValueError, match="test"):
+        data.load_rows(str(tmp_path / "argilla"), split="test")
+    assert data.SHORT_NAMES["argilla-math"] == "RLHFlow/Argilla-Math-DPO-standard"
+
+
+def test_unreadable_data_is_one_clear_sentence(tmp_path):
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a", "cho')
+    (tmp_path / "pairs.txt").write_text("x")
+    for name in ("half.jsonl", "pairs.txt", "missing.jsonl", "no-such/dataset"):
+        with pytest.raises(ValueError, match="cannot read the data set"):
+            data.load_rows(name)

@@ -1,0 +1,207 @@
+"""Models, loops and steps on tiny encoders: what is trained, what is not, and what is saved."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import MINILM
+
+from minirlhf import checkpoint, data, loops, model, score, tokens
+from minirlhf.approaches import STEPS, Options
+from minirlhf.arithmetic import generate
+from minirlhf.device import seed_everything
+
+ARGS = {"lr": 1e-3, "weight_decay": 0.0, "patience": 1000, "seed": 0, "batch_size": 8}
+ARGS |= {"accumulate": 1, "warmup": 0.1, "clip": 1.0, "dropout": 0.0}
+
+
+def prepare(approach, name, pairs=8, **build):
+    """A seeded model and `pairs` pairs as one part."""
+    seed_everything(0)
+    built = model.build(approach, name, max_length=build.pop("max_length", 96), **build)
+    rows, _ = data.build_pairs(generate(pairs))
+    prompts, responses, (part,) = data.index_texts(rows)
+    token_rows, _ = tokens.encode(prompts, responses, built.tokenizer, 96)
+    return built, token_rows, part
+
+
+def fit(built, token_rows, part, epochs, **settings):
+    args = SimpleNamespace(**(ARGS | {"epochs": epochs} | settings))
+    if built.info["approach"] == "bt-finetune":
+        history = list(loops.fit_finetune(built, token_rows, part, part, args))
+        return history, loops.evaluate_finetune(built, token_rows, part)[1]
+    features = tokens.map_batches(built.vectors, token_rows, built.pad_id)
+    history = list(loops.fit_frozen(built, features, part, part, args))
+    return history, loops.evaluate_frozen(built, features, part)[1]
+
+
+@pytest.mark.parametrize("approach", STEPS)
+def test_each_approach_overfits_eight_pairs(approach, tiny_encoder):
+    name = tiny_encoder if approach == "bt-finetune" else MINILM
+    built, token_rows, part = prepare(approach, name)
+    history, margins = fit(built, token_rows, part, 60, lr=3e-3)
+    assert (margins > 0).all()
+    assert history[-1]["train_loss"] < 0.3 * history[0]["train_loss"]
+
+
+def test_a_decoder_overfits_eight_pairs(tiny_decoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_decoder)
+    assert built.info["pooling"] == "last"
+    assert (fit(built, token_rows, part, 60, lr=3e-3)[1] > 0).all()
+
+
+@pytest.mark.parametrize("approach", ["classification", "bt-frozen", "bt-finetune"])
+def test_the_first_loss_is_ln_2(approach, tiny_encoder):
+    built, token_rows, part = prepare(approach, tiny_encoder)
+    if approach == "bt-finetune":
+        loss, _ = STEPS[approach](built, loops.token_batch(token_rows, part, range(8), 0))
+    else:
+        features = tokens.map_batches(built.vectors, token_rows, built.pad_id)
+        loss, _ = STEPS[approach](built, loops.frozen_batch(features, part))
+    assert loss.item() == pytest.approx(0.693147, abs=1e-6)
+
+
+@pytest.mark.parametrize("approach", STEPS)
+def test_same_seed_same_numbers_and_frozen_weights_stay(approach, tiny_encoder):
+    runs = []
+    for _ in range(2):
+        built, token_rows, part = prepare(approach, tiny_encoder)
+        before = {name: p.clone() for name, p in built.encoder.named_parameters()}
+        history, margins = fit(built, token_rows, part, 2, batch_size=3, dropout=0.1)
+        runs.append(
+            ([{k: v for k, v in row.items() if k != "seconds"} for row in history], margins)
+        )
+        moved = [not torch.equal(p, before[n]) for n, p in built.encoder.named_parameters()]
+        assert any(moved) == (approach == "bt-finetune")
+    assert runs[0][0] == runs[1][0]
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder):
+    weights = []
+    for batch_size, accumulate in ((8, 1), (2, 100)):
+        built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+        settings = {"batch_size": batch_size, "accumulate": accumulate}
+        fit(built, token_rows, part, 1, warmup=0.0, clip=1e9, **settings)
+        weights.append(built.head.output.weight.clone())
+    # Adam divides by the gradient's size, so only the direction of the sum counts; the head's
+    # weights after one step are lr times its signs, equal unless the gradients really differ.
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-3)
+
+
+def test_dropout_is_off_in_training_unless_asked_for(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    torch.nn.init.normal_(built.head.output.weight)
+    batch = loops.token_batch(token_rows, part, range(8), built.pad_id)
+    seen = {}
+    for dropout in (0.0, 0.3):
+        args = SimpleNamespace(**(ARGS | {"epochs": 1, "dropout": dropout}))
+        next(loops.fit_finetune(built, token_rows, part, part, args))
+        built.train(dropout > 0)
+        seen[dropout] = torch.equal(*(STEPS["bt-finetune"](built, batch)[1] for _ in range(2)))
+    assert seen == {0.0: True, 0.3: False}
+
+
+def test_margin_and_label_smoothing_reach_the_loss(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    batch = loops.token_batch(token_rows, part, range(8), 0)
+    step = STEPS["bt-finetune"]
+    gap = batch.chosen_rating - batch.rejected_rating
+    expected = torch.nn.functional.softplus(0.5 * gap).mean()
+    torch.testing.assert_close(step(built, batch, Options(margin=0.5))[0], expected)
+    torch.nn.init.normal_(built.head.output.weight)
+    plain, smooth = step(built, batch)[0], step(built, batch, Options(label_smoothing=0.3))[0]
+    assert not torch.isclose(plain, smooth)
+
+
+def test_early_stopping_restores_the_best_epoch(tiny_encoder):
+    built, token_rows, part = prepare("bt-frozen", tiny_encoder, pairs=60)
+    features = torch.randn(len(token_rows), 32)  # noise: validation can only get worse by luck
+    train = data.Part(*(t[:40] for t in part))
+    validation = data.Part(*(t[40:] for t in part))
+    args = SimpleNamespace(**(ARGS | {"epochs": 200, "patience": 3, "lr": 1e-2}))
+    history = list(loops.fit_frozen(built, features, train, validation, args))
+    assert len(history) < 200
+    best = max(row["validation_accuracy"] for row in history)
+    with torch.no_grad():
+        _, margins = STEPS["bt-frozen"](built, loops.frozen_batch(features, validation))
+    assert (margins > 0).float().mean().item() == pytest.approx(best)
+    assert [row["best"] for row in history][-3:] == [False] * 3
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder):
+    built, token_rows, part = prepare("regression", tiny_encoder)
+    with pytest.raises(FloatingPointError, match="lower --lr"):
+        fit(built, token_rows, part._replace(chosen_rating=part.chosen_rating * torch.inf), 1)
+
+
+@pytest.mark.parametrize("approach", STEPS)
+def test_save_and_load_give_bit_equal_rewards(approach, tiny_encoder, tmp_path):
+    built, token_rows, part = prepare(approach, tiny_encoder)
+    _, before = fit(built, token_rows, part, 3)
+    model.save(built, tmp_path / "run" / "model")
+    loaded = model.load(tmp_path / "run" / "model")
+    for name, value in built.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    scorer = score.load(tmp_path / "run", "cpu")
+    row = generate(8)[0]
+    if approach == "classification":
+        with pytest.raises(TypeError, match="cannot score one"):
+            scorer.score(row["prompt"], row["chosen"])
+    else:
+        scores = scorer.score_many([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        # The reward of scoring is the reward of training.
+        assert scores[0] - scores[1] == pytest.approx(before[0].item(), abs=1e-4)
+    assert scorer.rank(row["prompt"], [row["rejected"], row["chosen"]])[0][1] == row["chosen"]
+
+
+def test_scores_do_not_depend_on_company_or_order(tiny_encoder, tmp_path):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    fit(built, token_rows, part, 3)
+    model.save(built, tmp_path / "model")
+    scorer = score.load(tmp_path, "cpu")
+    rows = generate(40)
+    prompts, responses = [row["prompt"] for row in rows], [row["chosen"] for row in rows]
+    together = scorer.score_many(prompts, responses)
+    assert together == pytest.approx(
+        [scorer.score(*t) for t in zip(prompts, responses, strict=True)], abs=1e-5
+    )
+    assert scorer.score_many(prompts[::-1], responses[::-1])[::-1] == pytest.approx(
+        together, abs=1e-5
+    )
+    assert scorer.score_many([], []) == []
+
+
+def test_a_model_folder_of_a_newer_format_or_without_a_model_is_refused(tiny_encoder, tmp_path):
+    built, *_ = prepare("bt-frozen", tiny_encoder)
+    model.save(built, tmp_path / "model")
+    info = checkpoint.read_json(tmp_path / "model" / "reward.json")
+    checkpoint.write_json(tmp_path / "model" / "reward.json", info | {"format": 99})
+    with pytest.raises(ValueError, match="format 99"):
+        model.load(tmp_path / "model")
+    checkpoint.write_json(tmp_path / "model" / "reward.json", info | {"size": 16})
+    with pytest.raises(ValueError, match="does not fit"):
+        model.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="no trained model"):
+        model.load(tmp_path)
+
+
+def test_more_tokens_than_the_encoder_can_read_are_refused(tiny_encoder):
+    with pytest.raises(ValueError, match="max-length 129 is more than .* 128 tokens"):
+        model.build("bt-finetune", tiny_encoder, max_length=129)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    def write(text, fail=False):
+        with checkpoint.whole_folder(tmp_path / "model") as folder:
+            (folder / "a.txt").write_text(text)
+            if fail:
+                raise KeyboardInterrupt
+
+    write("old")
+    with pytest.raises(KeyboardInterrupt):
+        write("half", fail=True)
+    assert (tmp_path / "model" / "a.txt").read_text() == "old"
+    write("new")
+    assert (tmp_path / "model" / "a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir() if "model" in p.name] == ["model"]

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from minirlhf import tokens
+
+
+@pytest.fixture
+def tokenizer(tiny_encoder):
+    return AutoTokenizer.from_pretrained(tiny_encoder)
+
+
+def test_encode_is_what_the_tokenizer_says(tokenizer):
+    rows, cut = tokens.encode(["2 + 2?"], ["4"], tokenizer, 128)
+    assert list(rows[0]) == tokenizer("Question: 2 + 2?\n\nAnswer: 4")["input_ids"]
+    assert cut == 0
+
+
+def test_truncation_cuts_the_question_first_and_keeps_the_end(tokenizer):
+    prompt, response = "why " * 60, "because " * 5 + "so the result is 42"
+    (row,), cut = tokens.encode([prompt], [response], tokenizer, 40)
+    assert (len(row), cut) == (40, 1)
+    text = tokenizer.decode(row, skip_special_tokens=True)
+    assert text.endswith(response)
+    assert row[0] == tokenizer.cls_token_id
+    assert row[-1] == tokenizer.sep_token_id
+    # A response that is too long by itself loses its beginning, so two answers that differ only
+    # at the end stay different.
+    long = "step " * 80
+    rows, cut = tokens.encode(["why"] * 2, [long + "yes", long + "no"], tokenizer, 40)
+    assert cut == 2
+    assert rows[0] != rows[1]
+
+
+def test_a_chat_template_is_used_and_its_special_tokens_are_not_doubled(tiny_decoder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder)
+    tokenizer.chat_template = (
+        "{{ eos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    assert tokens.render("a", "b", tokenizer) == "<|endoftext|><user>a<assistant>b"
+    rows, _ = tokens.encode(["a"], ["b"], tokenizer, 64)
+    assert list(rows[0]).count(tokenizer.eos_token_id) == 1
+
+
+def test_pad_is_on_the_right_and_shapes_are_few():
+    ids, mask = tokens.pad([[7] * n for n in (3, 17)], pad_id=9)
+    assert ids.shape == mask.shape == (2, 24)
+    assert ids[0].tolist() == [7] * 3 + [9] * 21
+    assert mask.sum(1).tolist() == [3, 17]
+
+
+def test_map_batches_keeps_the_order_and_the_budget():
+    rows = [[i] * (i % 50 + 1) for i in range(200)]
+    shapes = []
+
+    def first_token(ids, mask):
+        shapes.append(ids.numel())
+        return ids[:, 0]
+
+    assert tokens.map_batches(first_token, rows, 0, tokens=512).tolist() == list(range(200))
+    assert max(shapes) <= 512
+
+
+def test_map_batches_takes_a_row_longer_than_its_budget():
+    assert (
+        tokens.map_batches(lambda ids, mask: mask.sum(1), [[1] * 100], 0, tokens=10).item() == 100
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_bucketed_batches_hold_every_example_once_and_keep_prompts_together(batch_size):
+    lengths = torch.randint(5, 200, (203,)).tolist()
+    prompts = [i // 3 for i in range(203)]
+    generator = torch.Generator().manual_seed(0)
+    batches = tokens.bucketed_batches(lengths, prompts, batch_size, generator)
+    assert sorted(i for batch in batches for i in batch) == list(range(203))
+    assert max(map(len, batches)) <= batch_size
+    assert min(map(len, batches)) > 0
+    if batch_size >= 3:
+        homes = [{b for b, batch in enumerate(batches) if i in batch} for i in range(0, 201)]
+        assert all(homes[i] == homes[i + 1] == homes[i + 2] for i in range(0, 201, 3))
+    assert batches != tokens.bucketed_batches(lengths, prompts, batch_size, generator)
+
+
+def test_bucketing_saves_padding():
+    lengths = torch.randint(5, 200, (400,)).tolist()
+    batches = tokens.bucketed_batches(lengths, range(400), 8, torch.Generator().manual_seed(0))
+    waste = sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
+    assert waste < 1.15  # random batches of 8 pad by about 1.8
