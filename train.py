@@ -24,9 +24,9 @@ BUNDLED_PAIRS = 6000
 # fmt: off
 TUNED = {
     "epochs": (int, 1, 10**6, (100, 100, 100, 3), "passes over the pairs; a frozen one is quick"),
-    "batch-size": (int, 1, 10**6, (64, 64, 64, 48), "pairs in one forward"),
+    "batch-size": (int, 1, 10**6, (64, 64, 64, 96), "pairs in one forward"),
     "accumulate": (int, 1, 10**6, (None, None, None, 1), "forwards in one step, to save memory"),
-    "lr": (float, 0, 10, (1e-3, 1e-3, 1e-3, 1e-4), "peak learning rate of AdamW; pretrained "
+    "lr": (float, 0, 10, (1e-3, 1e-3, 1e-3, 2e-4), "peak learning rate of AdamW; pretrained "
         "weights move little, a new head much (bt-finetune's at ten times this rate)"),
     "weight-decay": (float, 0, 10, (0.1, 0.1, 0.1, 0.01), "AdamW's; a head on few pairs overfits"),
     "warmup": (float, 0, 1, (None, None, None, 0.1), "share of the steps in which the rate rises "
