@@ -24,8 +24,8 @@ BUNDLED_PAIRS = 6000
 # fmt: off
 TUNED = {
     "epochs": (int, 1, 10**6, (100, 100, 100, 3), "passes over the pairs; a frozen one is quick"),
-    "batch-size": (int, 1, 10**6, (64, 64, 64, 96), "pairs in one forward"),
-    "accumulate": (int, 1, 10**6, (None, None, None, 1), "forwards in one step, to save memory"),
+    "batch-size": (int, 1, 10**6, (64, 64, 64, 32), "pairs in one forward"),
+    "accumulate": (int, 1, 10**6, (None, None, None, 3), "forwards in one step, to save memory"),
     "lr": (float, 0, 10, (1e-3, 1e-3, 1e-3, 2e-4), "peak learning rate of AdamW; pretrained "
         "weights move little, a new head much (bt-finetune's at ten times this rate)"),
     "weight-decay": (float, 0, 10, (0.1, 0.1, 0.1, 0.01), "AdamW's; a head on few pairs overfits"),
@@ -57,7 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     about, examples = __doc__.split("\n\n")[:2]
     shape = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="train.py", description=about, epilog=examples, formatter_class=shape)
+    shown = {"prog": "train.py", "usage": "python train.py [flags]", "formatter_class": shape}
+    parser = Parser(description=about, epilog=examples, **shown)
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=APPROACHES, default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
