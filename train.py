@@ -1,11 +1,12 @@
 """Train one reward model from preferences, start to end, in one flat script.
 
+Examples:
     python train.py                                     the bundled data, the best approach
     python train.py --approach regression               one of the three frozen ones: seconds
     python train.py --dataset pairs.jsonl --epochs 3    your own data
 
 Read it top to bottom: the flags, the data, the model, the loop, the result. Each section calls one
-room of `minirlhf/` and says which; you only need to go there to see how. It writes a run folder:
+file of `minirlhf/` and names it; you only need to go there to see how. The run writes a run folder:
 `config.json`, `history.jsonl`, `metrics.json`, `model/` and `README.md`.
 """
 
@@ -23,7 +24,7 @@ BUNDLED_PAIRS = 6000
 # means that the approach has no use for the flag, and typing it is an error.
 # fmt: off
 TUNED = {
-    "epochs": (int, 1, 10**6, (100, 100, 100, 3), "passes over the pairs; a frozen one is quick"),
+    "epochs": (int, 1, 10**6, (100, 100, 100, 3), "passes over the training pairs"),
     "batch-size": (int, 1, 10**6, (64, 64, 64, 32), "pairs in one forward"),
     "accumulate": (int, 1, 10**6, (None, None, None, 3), "forwards in one step, to save memory"),
     "lr": (float, 0, 10, (1e-3, 1e-3, 1e-3, 2e-4), "peak learning rate of AdamW; pretrained "
@@ -31,10 +32,10 @@ TUNED = {
     "weight-decay": (float, 0, 10, (0.1, 0.1, 0.1, 0.01), "AdamW's; a head on few pairs overfits"),
     "warmup": (float, 0, 1, (None, None, None, 0.1), "share of the steps in which the rate rises "
         "(Adam's first steps are badly informed); then it falls to 0"),
-    "clip": (float, 1e-9, 1e9, (None, None, None, 1.0), "largest gradient norm, for odd batches"),
-    "dropout": (float, 0, 0.9, (None, None, None, 0.0), "its noise is as large as the margins"),
-    "label-smoothing": (float, 0, 0.5, (None, 0.0, 0.0, 0.0), "share of wrong preferences"),
-    "margin": (float, 0, 100, (None, None, 0.0, 0.0), "reward gap asked for per point of rating"),
+    "clip": (float, 1e-9, 1e9, (None, None, None, 1.0), "longer gradients are scaled down"),
+    "dropout": (float, 0, 0.9, (None, None, None, 0.0), "off: noise as large as the margins"),
+    "label-smoothing": (float, 0, 0.5, (None, 0.0, 0.0, 0.0), "share of wrong pairs"),
+    "margin": (float, 0, 100, (None, None, 0.0, 0.0), "reward gap asked per point of rating gap"),
     "patience": (int, 1, 10**6, (10, 10, 10, 3), "epochs without a better one before it stops"),
 }
 
@@ -51,14 +52,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         check.__name__ = "whole number" if kind is int else "number"  # for argparse's own message
         return check
 
-    class Parser(argparse.ArgumentParser):
+    class Parser(argparse.ArgumentParser):  # an error is one line, without argparse's usage
         def error(self, message: str):
             self.exit(2, f"train.py: error: {message}\n")
 
     about, examples = __doc__.split("\n\n")[:2]
-    shape = argparse.RawDescriptionHelpFormatter
-    shown = {"prog": "train.py", "usage": "python train.py [flags]", "formatter_class": shape}
-    parser = Parser(description=about, epilog=examples, **shown)
+    parser = Parser(usage="python train.py [flags]", description=about, epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=APPROACHES, default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
@@ -67,10 +67,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", default="arithmetic",
         help="arithmetic (bundled), argilla-math, a .jsonl, .json, .csv or .parquet file, a folder "
         "of them, or a hub id (default: %(default)s)")
-    add("--split", default="train", help="which split of it to read (default: %(default)s)")
+    add("--split", default="train", help="of a folder or hub id (default: %(default)s)")
     for role in ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"):
-        add(f"--{role}-column", metavar="NAME", help=f"column of the {role} (default: found)")
-    add("--limit", type=number(int, 1, 10**9), metavar="N", help="use the first N pairs only")
+        add(f"--{role}-column", metavar="NAME", help="(default: by its name)")
+    add("--limit", type=number(int, 1, 10**9), metavar="N", help="the first N pairs (default: all)")
     add("--fold", type=number(int, 0, 4), default=0, metavar="0..4",
         help="which fifth of the prompts is the test part (default: %(default)s)")
     add = parser.add_argument_group("model").add_argument
@@ -90,8 +90,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             help=f"{text} (default: {said})")
     add = parser.add_argument_group("the run").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="(default: 0)")
-    add("--output", metavar="FOLDER", help="(default: runs/APPROACH, or the next free name)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N",
+        help="of the head and the order of pairs (default: %(default)s)")
+    add("--output", metavar="FOLDER", help="run folder (default: runs/APPROACH)")
     add("--overwrite", action="store_true", help="replace the run in the folder typed as --output")
     add("--no-cache", action="store_true", help="do not keep frozen features on disk")
     add("--tracking-uri", metavar="URI", help="MLflow's; none for no tracking (default: local)")
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
 
     # ---- device and seed (device.py). The seed comes before the head is built.
     device, dtype, attention, reason = pick_device(args.device)
-    print(f"device    {device} ({reason}); trains in {str(dtype)[6:]}")
+    print(f"device    {device} ({reason})")
     seed_everything(args.seed)
 
     # ---- data (data.py): rows -> pairs -> three parts that share no prompt
@@ -248,7 +249,7 @@ def run(args: argparse.Namespace) -> None:
         # ---- evaluation (metrics.py): the test part is read once, here
         results = {}
         for name, part, index in zip(names, parts, indexed, strict=True):
-            # In float32, as `score` will; the large training part in the precision of training.
+            # In float32, as in scoring; the large training part as it was trained.
             _, margins = evaluate(model, inputs, index, options if name == "train" else Options())
             prompts, subsets = zip(*((pair.prompt, pair.subset) for pair in part), strict=True)
             results[name] = metrics.summarize(margins, prompts, subsets)

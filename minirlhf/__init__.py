@@ -16,8 +16,13 @@ The data's path through the files, which is also the order to read them in:
     metrics.py     margins -> accuracy with its interval
     score.py       a trained model at work
 
-`device.py`, `checkpoint.py` and `tracking.py` serve them. Everything from `data.py` to `losses.py`,
-and the three last, imports no sibling: copy any of them alone.
+`device.py`, `checkpoint.py` and `tracking.py` serve them. These three, `metrics.py` and everything
+from `data.py` to `losses.py` import no sibling: copy any of them alone.
+
+Stages that the files name: 0 rows, 1 pairs, 2 tokens, 3 hidden states, 4 vectors, 5 rewards,
+6 loss, 7 metrics, 8 checkpoint, 9 score. Shapes: B pairs of a batch, N examples, U distinct texts,
+T tokens, D hidden size. Words: the margin is the chosen response's reward minus the rejected one's;
+a rating is the data's own number.
 """
 
 __version__ = "0.1.0"

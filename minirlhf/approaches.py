@@ -4,11 +4,11 @@
     regression      frozen      MLP head         MSE                what is this response rated?
     classification  frozen      pair head        BCE                is the first preferred?
     bt-frozen       frozen      MLP head         Bradley-Terry      how much better is the chosen?
-    bt-finetune     trained     encoder + head   Bradley-Terry      the same, with a new reading
+    bt-finetune     trained     encoder + head   Bradley-Terry      the same, learning to read
 
 Each step has one contract: (model, batch) -> (loss, margins). The loss is a scalar to call
 `backward` on; the margins (B,) say how strongly the model prefers chosen to rejected, positive
-where it is right. Read next: `loops.py`, which calls them.
+where it is right. Read next: `model.py`.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
     label_smoothing: float = 0.0
     margin: float = 0.0  # asks for a reward gap of margin * (rating gap), Llama 2's idea
-    dtype: torch.dtype = torch.float32  # of the encoder's products
+    dtype: torch.dtype = torch.float32  # autocast dtype of the encoder
     progress: Callable = lambda batches, name: batches  # wraps long loops, as tqdm does
 
 

@@ -182,7 +182,7 @@ class Problem:
     question: str  # the last sentence of the prompt
     template: int  # index in TEMPLATES
     numbers: Numbers  # a, b, c and perhaps d, all different
-    steps: Steps  # (formula, label) of each step, as in Template
+    steps: Steps  # (formula, label) of each step
     closing: str  # a sentence with {answer} in it
     unit: str
     wrong_units: tuple[str, ...]

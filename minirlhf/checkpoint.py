@@ -1,11 +1,12 @@
 """Files that are written whole or not at all: stage 8 of the data's path.
 
-Everything goes to a temporary name beside its place, is flushed to the disk, and is renamed, so a
-reader (or a run killed half-way) finds the old content or the new one and never a part. Tensors are
+Text goes to a temporary name beside its place, is flushed to the disk and renamed. A folder is
+filled beside its place and takes it by renaming, so a reader never finds a part; killed between the
+two renames, the old folder is left as `.NAME.old`. Tensors are
 safetensors and everything else is JSON: nothing here is ever unpickled, so loading a model that a
 stranger sent cannot run code.
 
-Copy this file alone; it needs torch and safetensors. Read next: `model.py`.
+Copy this file alone; it needs torch and safetensors.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp())
@@ -88,6 +89,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -13,7 +13,7 @@ The split hashes the prompt, so it is the same on every machine, for every appro
 many rows are added, and no prompt is on two sides. A split by row is the classic leak: with several
 pairs a prompt, the model has read most test questions, and their good answers, in training.
 
-Copy this file alone; it needs `datasets` only to load files. Read next: `tokens.py`.
+Copy this file alone; it needs `datasets` only to load files. Read next: `arithmetic.py`.
 
 >>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
 >>> pairs, report = build_pairs(rows)
@@ -75,10 +75,10 @@ def load_rows(dataset: str, split: str = "train"):
         if path.is_dir():
             return datasets.load_dataset(str(path.resolve()), split=split)
         if path.is_file() or path.suffix in FORMATS:
-            if not path.exists():
-                raise ValueError("no such file")
-            kind = FORMATS.get(path.suffix, "an unknown file type")
-            return datasets.load_dataset(kind, data_files=str(path.resolve()), split="train")
+            if not path.exists() or path.suffix not in FORMATS:
+                raise ValueError("unknown file type" if path.exists() else "no such file")
+            kind, file = FORMATS[path.suffix], str(path.resolve())
+            return datasets.load_dataset(kind, data_files=file, split="train")
         return datasets.load_dataset(SHORT_NAMES.get(dataset, dataset), split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
@@ -94,7 +94,7 @@ def build_pairs(
 ) -> tuple[list[PreferencePair], dict]:
     """Turn rows into pairs and count what was dropped.
 
-    limit: keep the first so many pairs.
+    limit: keep the first so many pairs; rows and drops are still counted over all the data.
     columns: names for `prompt`, `chosen`, `rejected`, `chosen_rating`, `rejected_rating` or
         `subset` where the data's own are unusual.
     Pairs of equal ratings are kept, since a regression learns from them; the caller drops them with
@@ -319,5 +319,6 @@ def _rating(value) -> float | None:
 
 
 def _quartiles(values: list[int]) -> list[int]:
+    """Smallest, first quartile, median, third quartile, largest."""
     values = sorted(values)
     return [values[round(q * (len(values) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]

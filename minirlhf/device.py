@@ -1,6 +1,6 @@
-"""Which device, in which precision, and why; and one seed for everything.
+"""Which device, in which precision, and why; and the seed.
 
-Copy this file alone; it needs torch only. Read next: `tokens.py`.
+Copy this file alone; it needs torch only.
 
 >>> seed_everything(7); a = torch.rand(1); seed_everything(7); bool(a == torch.rand(1))
 True
@@ -8,7 +8,6 @@ True
 device(type='cpu')
 """
 
-import random
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ class Device(NamedTuple):
     """Where and how to compute, and the reason in words."""
 
     device: torch.device
-    dtype: torch.dtype  # of the encoder's products while training
+    dtype: torch.dtype  # autocast dtype of the encoder while it is fine-tuned
     attention: str | None  # `attn_implementation` of transformers, None for its own choice
     reason: str
 
@@ -27,9 +26,9 @@ def pick_device(name: str = "auto") -> Device:
     """Choose cuda, then mps, then cpu; or the one that was named ("cuda:1" works).
 
     Training passes run under bfloat16 autocast where the hardware multiplies bfloat16 natively (a
-    rule about the hardware, never a timing); weights, optimiser, head, loss and every evaluation
-    stay in float32. On a CPU the plain ("eager") attention is then the fast one, since its bfloat16
-    products are native and those of the fused kernel are not.
+    rule about the hardware, never a timing); weights, optimiser, head, loss and the evaluation
+    of held-out pairs stay in float32. On a CPU the plain ("eager") attention is then the fast one:
+    its bfloat16 matrix products are native, those of the fused kernel are not.
     Raises ValueError, listing what there is, if the named device is not here.
     """
     available = ["cpu"]
@@ -45,7 +44,9 @@ def pick_device(name: str = "auto") -> Device:
     why = f"the best of: {', '.join(available)}" if name == "auto" else "as asked"
     if _has_bfloat16(device):
         attention = "eager" if device.type == "cpu" else None
-        return Device(device, torch.bfloat16, attention, f"{why}; bfloat16 is native here")
+        return Device(
+            device, torch.bfloat16, attention, f"{why}; bfloat16 is native: fine-tuning uses it"
+        )
     return Device(device, torch.float32, None, f"{why}; no native bfloat16 known here")
 
 
@@ -58,6 +59,5 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's and torch's generators on every device. Call it before any head is built."""
-    random.seed(seed)
+    """Seed torch's generators on every device; nothing here draws from another. Call it first."""
     torch.manual_seed(seed)

@@ -96,7 +96,11 @@ def is_causal(model: torch.nn.Module) -> bool:
 
 
 def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
-    """A SentenceTransformer as published, its pooling and normalisation included, frozen."""
+    """A frozen SentenceTransformer, with the pooling and normalisation it was published with.
+
+    A plain encoder has neither and gets mean pooling. Raises ValueError, naming the ways out, if
+    it cannot be had.
+    """
     from sentence_transformers import SentenceTransformer
 
     path, _ = resolve(name)

@@ -4,8 +4,9 @@
     LinearHead   vector (N, D) -> reward (N,)          bt-finetune: the encoder does the work
     PairHead     two vectors (B, D) -> logit (B,)      classification: it compares, it cannot score
 
-Every output layer starts at zero, so an untrained model prefers nothing: the first Bradley-Terry or
-BCE loss is ln 2 = 0.6931 exactly. If yours is not, something leaks or is mislabelled.
+Every output layer starts at zero, so an untrained model prefers nothing: the loss of the first
+batch, Bradley-Terry or BCE, is ln 2 = 0.6931 whatever the data. If yours is not, the head is not
+new or a margin is in the loss.
 
 Copy this file alone; it needs torch only. Read next: `losses.py`.
 
@@ -23,16 +24,16 @@ from torch import nn
 
 def zero_(layer: nn.Linear) -> nn.Linear:
     """Set a linear layer to zero, in place, and return it."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
 class LinearHead(nn.Module):
     """reward = w . vector: (N, D) -> (N,), in float32.
 
-    No bias: Bradley-Terry sees only differences, so a bias would never receive a gradient.
+    No bias: Bradley-Terry sees only differences, so a bias would never receive a gradient (MLPHead
+    has one for regression; in bt-frozen it cancels).
     """
 
     def __init__(self, size: int):
@@ -81,9 +82,8 @@ class PairHead(nn.Module):
     """logit of "a is preferred to b" = g([a; b]) - g([b; a]): (B, D), (B, D) -> (B,), in float32.
 
     Antisymmetric by construction: swapping the two flips the sign, so no order can be learned, and
-    no response needs to be compared with itself to know that it ties. g sees both vectors, unlike
-    Bradley-Terry, whose logit r(a) - r(b) is the special case of a g that ignores its second half.
-    The price: there is no reward of one response.
+    a response ties with itself. g sees both vectors; Bradley-Terry's logit r(a) - r(b) is the
+    special case of a g that ignores its second half. The price: there is no reward of one response.
     """
 
     def __init__(self, size: int, hidden: int = 256):

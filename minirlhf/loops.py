@@ -11,7 +11,8 @@ which raises its loss while it still gets more pairs right. A temperature mends 
 nothing mends a wrong order.
 
 `train_loss` and `train_accuracy` are taken in passing, each pair before the update it belongs to.
-Read next: `train.py`.
+`validation_loss` leaves
+out margin and label smoothing, so compare the two only where both are 0. Read next: `metrics.py`.
 """
 
 import time
@@ -26,9 +27,9 @@ from minirlhf.metrics import credit
 from minirlhf.model import RewardModel
 from minirlhf.tokens import bucketed_batches, map_batches, pad
 
-# A new head starts at zero and the encoder gets no gradient through a zero: at the encoder's own
-# rate it takes most of an epoch to get going.
-HEAD_LR = 10
+# The new head's learning rate, in multiples of the encoder's. The head starts at zero and passes no
+# gradient to the encoder while it does: at the encoder's own rate most of an epoch is lost.
+HEAD_LR_FACTOR = 10
 
 
 def fit_frozen(
@@ -87,8 +88,11 @@ def fit_finetune(
         if isinstance(module, torch.nn.Dropout):
             module.p = args.dropout
     heads, encoder = list(model.head.parameters()), list(model.encoder.parameters())
-    groups = [{"params": encoder, "peak": args.lr}, {"params": heads, "peak": HEAD_LR * args.lr}]
-    fused = device.type != "mps"
+    groups = [
+        {"params": encoder, "peak": args.lr},
+        {"params": heads, "peak": HEAD_LR_FACTOR * args.lr},
+    ]
+    fused = device.type != "mps"  # one kernel for all weights; not relied upon on Apple's GPUs
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=fused)
     # A pair costs what its longer side costs; pairs of like cost go together.
     sizes = torch.tensor([len(row) for row in rows])

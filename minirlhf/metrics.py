@@ -1,19 +1,19 @@
 """What a set of margins says: stage 7 of the data's path.
 
 Everything here is counted a pair at a time over the whole part. A mean of batch means is another
-number (the last batch is smaller), and it is the one that most trainers print.
+number, since the last batch is smaller.
 
 Several pairs may share a prompt, and such pairs succeed or fail together, so pairs are not
 independent draws: intervals come from resampling prompts, each with all of its pairs (a cluster
 bootstrap). One function, `bootstrap`, serves accuracy, the mean over subsets and the difference
 between two models on the same pairs.
 
-Copy this file alone; it needs torch only. Read next: `device.py`.
+Copy this file alone; it needs torch only. Read next: `score.py`.
 
 >>> credit(torch.tensor([0.3, -2.0, 0.0])).tolist()
 [1.0, 0.0, 0.5]
->>> low_high = bootstrap(torch.tensor([1.0, 1.0, 0.0, 1.0]), ["a", "a", "b", "c"])
->>> low_high.estimate
+>>> interval = bootstrap(torch.tensor([1.0, 1.0, 0.0, 1.0]), ["a", "a", "b", "c"])
+>>> interval.estimate
 0.75
 """
 
@@ -54,8 +54,8 @@ def bootstrap(
     prompts: the N pairs' prompts; pairs of one prompt are drawn together, or not at all.
     subsets: N names; with them the estimate is the mean over subsets of each subset's mean.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8.6 and 13.3. On few
-    prompts, or near 0 and 1, the percentile interval is too narrow. Raises ValueError when empty.
+    The percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section
+    13.3. On few prompts, or near 0 and 1, it is too narrow. Raises ValueError when empty.
     """
     if len(values) == 0:
         raise ValueError("no values to average")
@@ -70,9 +70,8 @@ def bootstrap(
     draws = []
     for _ in range(resamples):
         drawn = torch.randint(shape[0], (shape[0],), generator=generator)
-        weight = torch.bincount(
-            drawn, minlength=shape[0]
-        ).double()  # how often each prompt is drawn
+        # (G,) how often each prompt is drawn
+        weight = torch.bincount(drawn, minlength=shape[0]).double()
         draws.append((weight @ total) / (weight @ count))  # (S,) NaN where a subset was not drawn
     means = torch.stack(draws).nanmean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -80,9 +79,12 @@ def bootstrap(
 
 
 def summarize(margins: torch.Tensor, prompts: Sequence[str], subsets: Sequence[str]) -> dict:
-    """The block that `metrics.json` holds for one part: see the keys.
+    """What `metrics.json` holds for one part, from its margins (N,) and the pairs' names.
 
-    `balanced_accuracy` is the mean over subsets, so that a large subset cannot hide a small one.
+    The numbers of pairs `n` and of prompts; `accuracy` and, so that a large subset cannot hide a
+    small one, its mean over subsets `balanced_accuracy`, both with the ends of their intervals;
+    `tie_rate`, the share of zero margins; `mean_margin`, in reward units (logits for a
+    classification); `accuracy` and `n` of each subset.
     """
     right = credit(margins)
     summary = {"n": len(margins), "n_prompts": len(set(prompts))}

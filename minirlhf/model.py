@@ -3,8 +3,9 @@
     ids, mask (N, T) --encoder--> hidden (N, T, D) --pool--> vector (N, D) --head--> reward (N,)
 
 The encoder is either a `transformers` model whose hidden states we pool ourselves (bt-frozen and
-bt-finetune), or a SentenceTransformer that pools and normalises as it was published (regression and
-classification). Read next: `approaches.py`, then `loops.py`.
+bt-finetune), or a SentenceTransformer that pools and normalises as published (regression and
+classification). With the default encoder, the vectors of bt-frozen are those of regression before
+their scaling to length 1, so the ladder changes one thing at a time. Read next: `loops.py`.
 """
 
 from pathlib import Path
@@ -24,7 +25,10 @@ HEADS = {
 
 
 class RewardModel(nn.Module):
-    """`model(ids, mask)` is the reward of each text, (N,) in float32."""
+    """`model(ids, mask)` is the reward of each text, (N,) in float32.
+
+    A classification has none: give two texts' `vectors` to its `head`.
+    """
 
     def __init__(self, encoder: nn.Module, tokenizer, head: nn.Module, info: dict):
         """info: what `reward.json` holds, see `build`."""
@@ -33,7 +37,7 @@ class RewardModel(nn.Module):
         self.pad_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
 
     def vectors(self, ids: torch.Tensor, mask: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
-        """One vector a text: (N, T), (N, T) -> (N, D). `dtype`: of the encoder's products."""
+        """One vector a text: (N, T), (N, T) -> (N, D). `dtype`: the encoder's autocast."""
         with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
             if self.info["pooling"] == "as published":
                 features = {"input_ids": ids, "attention_mask": mask}
@@ -56,7 +60,8 @@ def build(
 ) -> RewardModel:
     """A new model for an approach: a pretrained encoder and a head that prefers nothing yet.
 
-    pooler: "mean", "last" or "cls"; None takes "last" for a decoder and "mean" for an encoder.
+    pooler: for the bt approaches "mean", "last" or "cls"; None takes "last" for a decoder and
+        "mean" for an encoder.
     Raises ValueError if the encoder cannot be had or cannot read `max_length` tokens.
     """
     if approach in ("regression", "classification"):
@@ -71,8 +76,7 @@ def build(
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
     if max_length > limit:
         raise ValueError(f"max-length {max_length} is more than {name!r} can read, {limit} tokens")
-    info = {"format": FORMAT, "approach": approach, "pooling": pooler}
-    info |= {"max_length": max_length, "size": size}
+    info = dict(format=FORMAT, approach=approach, pooling=pooler, max_length=max_length, size=size)
     return RewardModel(encoder, tokenizer, HEADS[approach](size), info).to(device)
 
 

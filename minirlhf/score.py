@@ -1,4 +1,4 @@
-"""Use a trained model: score responses, compare two, rank many. Stage 9 of the data's path.
+"""Use a trained model: score responses, rank them. Stage 9 of the data's path.
 
     model = minirlhf.load("runs/bt-finetune")
     model.score("What is 2 + 2?", "2 + 2 = 4")

@@ -84,11 +84,11 @@ def map_batches(
 
     Rows are taken longest first, as many at a time as fill `tokens` padded tokens, so memory peaks
     (and fails, if it must) in the first batch. `progress` may wrap the iteration, as tqdm does.
-    Each result is float32 on the CPU, one entry (or vector) a row.
+    Returns one float32 tensor on the CPU, (N,) or (N, D).
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     batches: list[list[int]] = []
-    for i in order:  # a batch's first row is its longest, so it alone sets the padded length
+    for i in order:  # a batch's first row is its longest; + 7, since `pad` rounds up to 8
         if not batches or (len(batches[-1]) + 1) * (len(rows[batches[-1][0]]) + 7) > tokens:
             batches.append([])
         batches[-1].append(i)
@@ -97,6 +97,7 @@ def map_batches(
         for batch in progress(batches, "encoding"):
             ids, mask = pad([rows[i] for i in batch], pad_id)
             results.append(function(ids.to(device), mask.to(device)).float().cpu())
+    # clone: a tensor made in inference mode cannot enter a graph that is trained
     return torch.cat(results)[torch.tensor(order).argsort()].clone()
 
 

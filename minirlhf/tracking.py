@@ -3,7 +3,7 @@
 MLflow's local store (the file `mlflow.db` and the folder `mlruns/` in the current folder) needs no
 server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tracking off.
 
-Copy this file alone; it needs mlflow and tqdm when called. Read next: `model.py`.
+Copy this file alone; it needs mlflow and tqdm when called.
 
 >>> with track("none", "demo", "a run", {}) as log:
 ...     log({"loss": 0.5}, step=1)
