@@ -26,8 +26,8 @@ BUNDLED_PAIRS = 6000
 TUNED = {
     "epochs": (int, 1, 10**6, (100, 100, 100, 3), "passes over the training pairs"),
     "batch-size": (int, 1, 10**6, (64, 64, 64, 32), "pairs in one forward"),
-    "accumulate": (int, 1, 10**6, (None, None, None, 3), "forwards in one step, to save memory"),
-    "lr": (float, 0, 10, (1e-3, 1e-3, 1e-3, 2e-4), "peak learning rate of AdamW; pretrained "
+    "accumulate": (int, 1, 10**6, (None, None, None, 1), "forwards in one step, to save memory"),
+    "lr": (float, 0, 10, (1e-3, 1e-3, 1e-3, 1e-4), "peak learning rate of AdamW; pretrained "
         "weights move little, a new head much (bt-finetune's at ten times this rate)"),
     "weight-decay": (float, 0, 10, (0.1, 0.1, 0.1, 0.01), "AdamW's; a head on few pairs overfits"),
     "warmup": (float, 0, 1, (None, None, None, 0.1), "share of the steps in which the rate rises "
@@ -38,6 +38,7 @@ TUNED = {
     "margin": (float, 0, 100, (None, None, 0.0, 0.0), "reward gap asked per point of rating gap"),
     "patience": (int, 1, 10**6, (10, 10, 10, 3), "epochs without a better one before it stops"),
 }
+# fmt: on
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,13 +53,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         check.__name__ = "whole number" if kind is int else "number"  # for argparse's own message
         return check
 
-    class Parser(argparse.ArgumentParser):  # an error is one line, without argparse's usage
-        def error(self, message: str):
-            self.exit(2, f"train.py: error: {message}\n")
-
+    # fmt: off
     about, examples = __doc__.split("\n\n")[:2]
-    parser = Parser(usage="python train.py [flags]", description=about, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(usage="python train.py [flags]", description=about,
+        epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # An error is one line, without argparse's usage.
+    parser.error = lambda message: parser.exit(2, f"train.py: error: {message}\n")
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=APPROACHES, default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
@@ -107,7 +107,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default = values[APPROACHES.index(args.approach)]
         setattr(args, name, default if getattr(args, name) is None else getattr(args, name))
     for name, users in users_of.items():
-        if args.approach not in users and getattr(args, name) not in (None, False):
+        if args.approach not in users and str(getattr(args, name)) not in ("None", "False"):
             flag = name.replace("_", "-")
             parser.error(f"{args.approach} does not use --{flag}; only {', '.join(users)} do")
     if args.overwrite and not args.output:
@@ -144,7 +144,6 @@ def run(args: argparse.Namespace) -> None:
     from minirlhf.tracking import progress_bar as bar
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
     # ---- device and seed (device.py). The seed comes before the head is built.
     device, dtype, attention, reason = pick_device(args.device)
@@ -161,21 +160,18 @@ def run(args: argparse.Namespace) -> None:
     roles = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating")
     columns = {role: getattr(args, f"{role}_column") for role in roles}
     pairs, report = data.build_pairs(rows, args.limit, **columns)
-    if args.approach == "regression" or args.margin:
-        if not report["rated"]:
-            what = "regression" if args.approach == "regression" else "--margin"
-            raise ValueError(f"{what} needs ratings, and {args.dataset!r} has none")
-        pairs = [pair for pair in pairs if pair.chosen_rating is not None]
     # Equal ratings teach a regression something; as preferences, and in any evaluation, nothing.
-    parts = train, validation, test = [
-        [p for p in part if not data.is_tie(p) or (args.approach == "regression" and i == 0)]
-        for i, part in enumerate(data.split(pairs, args.fold))
-    ]
+    # The test part does not depend on the approach, so that all are tested on the same pairs.
+    rated = args.approach == "regression" or bool(args.margin)
+    train, validation, test = data.split(pairs, args.fold)
+    train = data.usable(train, rated, ties=args.approach == "regression")
+    parts = train, validation, test = train, data.usable(validation, rated), data.usable(test)
     if not all(parts):
-        raise ValueError("too few pairs are left without those that have equal or no ratings")
+        raise ValueError(
+            "too few pairs: regression and --margin need ratings, the rest unequal ones"
+        )
     names = ("train", "validation", "test")
     report["parts"] = dict(zip(names, map(len, parts), strict=True))
-    report["parts"]["not used"] = report["pairs"] - sum(map(len, parts))
     report["near_duplicates"] = data.near_duplicates(train, test)
     print(f"data      {args.dataset}")
     for key, value in report.items():
@@ -190,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
     )
     frozen = args.approach != "bt-finetune"
     weights = encoders.fingerprint(model.encoder)
-    trained = sum(p.numel() for p in (model.head if frozen else model).parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\nencoder   {args.model} ({why})")
     print(f"model     pooling: {model.info['pooling']}; {trained:,} parameters are trained")
     prompts, responses, indexed = data.index_texts(*parts)
@@ -204,7 +200,8 @@ def run(args: argparse.Namespace) -> None:
         def embed():
             return tokens.map_batches(model.vectors, inputs, model.pad_id, device, progress=bar)
 
-        key = {"weights": weights, "pooling": model.info["pooling"], "code": str(model.encoder)}
+        configs = [m.config for m in model.encoder.modules() if hasattr(m, "config")]
+        key = {"weights": weights, "how": f"{model.info['pooling']} {model.encoder} {configs}"}
         features, origin = encoders.cached(embed, inputs, folder, **key, **encoders.versions())
         inputs = features.to(device)  # (U, D) takes the place of the U token rows
         print(f"features  {tuple(features.shape)}, {origin}")
@@ -213,14 +210,10 @@ def run(args: argparse.Namespace) -> None:
     output, number = Path(args.output or f"runs/{args.approach}"), 2
     while not args.output and output.exists():
         output, number = Path(f"runs/{args.approach}-{number}"), number + 1
-    config = {
-        "arguments": vars(args),
-        "command": shlex.join(["python", *sys.argv]),
-        "encoder": {"name": args.model, "source": why, "sha256": weights, "trained": trained},
-        "data": report | {"texts": len(inputs), "texts_cut": cut},
-        "device": {"device": str(device), "dtype": str(dtype), "reason": reason},
-        "versions": encoders.versions(),
-    }
+    config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
+    config["encoder"] = {"name": args.model, "source": why, "sha256": weights, "trained": trained}
+    config["data"] = report | {"texts": len(inputs), "texts_cut": cut}
+    config |= {"device": f"{device}, {dtype}: {reason}", "versions": encoders.versions()}
     used = {key: value for key, value in vars(args).items() if value is not None}
     with tracking.track(args.tracking_uri, args.experiment, output.name, used, output) as log:
         if args.overwrite and output.exists():
@@ -251,8 +244,8 @@ def run(args: argparse.Namespace) -> None:
         for name, part, index in zip(names, parts, indexed, strict=True):
             # In float32, as in scoring; the large training part as it was trained.
             _, margins = evaluate(model, inputs, index, options if name == "train" else Options())
-            prompts, subsets = zip(*((pair.prompt, pair.subset) for pair in part), strict=True)
-            results[name] = metrics.summarize(margins, prompts, subsets)
+            prompts = [data.normalize(pair.prompt) for pair in part]
+            results[name] = metrics.summarize(margins, prompts, [pair.subset for pair in part])
         test_result = results["test"]
         summary = {key: vars(args)[key] for key in ("approach", "dataset", "seed", "fold")}
         summary |= {"encoder": args.model, "seconds": time.perf_counter() - start, **results}
@@ -265,7 +258,7 @@ def run(args: argparse.Namespace) -> None:
     low, high = test_result["accuracy_low"], test_result["accuracy_high"]
     print(f"\ntest accuracy {test_result['accuracy']:.3f}, 95 % interval {low:.3f} to {high:.3f},")
     print(f"on {len(test)} pairs over {test_result['n_prompts']} prompts that training never saw")
-    if low <= 0.5:
+    if low <= 0.5 <= high:
         print("the interval holds 0.5: nothing here tells this model from a coin")
     if len(test_result["subsets"]) > 1:
         print(f"mean over subsets {test_result['balanced_accuracy']:.3f}:")

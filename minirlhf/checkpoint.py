@@ -41,11 +41,8 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path):
-    """Read a JSON file. Raises ValueError, with the file's name, if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    """Read a JSON file. Raises ValueError if it is not JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_jsonl(path: Path, row: dict) -> None:
@@ -61,17 +58,6 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Load named tensors. Raises ValueError, with the file's name, if it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 @contextmanager

@@ -72,15 +72,16 @@ def load_rows(dataset: str, split: str = "train"):
 
     path = Path(dataset)
     try:
-        if path.is_dir():
+        if dataset and path.is_dir():
             return datasets.load_dataset(str(path.resolve()), split=split)
         if path.is_file() or path.suffix in FORMATS:
             if not path.exists() or path.suffix not in FORMATS:
                 raise ValueError("unknown file type" if path.exists() else "no such file")
             kind, file = FORMATS[path.suffix], str(path.resolve())
-            return datasets.load_dataset(kind, data_files=file, split="train")
+            as_text = {"keep_default_na": False} if kind == "csv" else {}  # "None" is an answer
+            return datasets.load_dataset(kind, data_files=file, split=split, **as_text)
         return datasets.load_dataset(SHORT_NAMES.get(dataset, dataset), split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # the library has many kinds of its own
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__
         raise ValueError(
@@ -97,8 +98,8 @@ def build_pairs(
     limit: keep the first so many pairs; rows and drops are still counted over all the data.
     columns: names for `prompt`, `chosen`, `rejected`, `chosen_rating`, `rejected_rating` or
         `subset` where the data's own are unusual.
-    Pairs of equal ratings are kept, since a regression learns from them; the caller drops them with
-    `is_tie` where a preference is needed.
+    Pairs of equal ratings are kept, since a regression learns from them; `usable` drops them
+    where a preference is needed.
     Raises ValueError if the columns are unknown or no pair is left.
     """
     dropped: Counter[str] = Counter()
@@ -108,10 +109,10 @@ def build_pairs(
         pair = _read_pair(row, names)
         if isinstance(pair, str):
             dropped[pair] += 1
-        elif pair[:3] in seen:
+        elif (key := (normalize(pair.prompt), pair.chosen, pair.rejected)) in seen:
             dropped["duplicate"] += 1
         else:
-            seen[pair[:3]] = pair
+            seen[key] = pair
     pairs = []
     for (prompt, chosen, rejected), pair in seen.items():
         if (prompt, rejected, chosen) in seen:
@@ -128,7 +129,7 @@ def build_pairs(
     report = {
         "rows": total,
         "pairs": len(pairs),
-        "prompts": len({pair.prompt for pair in pairs}),
+        "prompts": len({normalize(pair.prompt) for pair in pairs}),
         "dropped": dict(dropped),
         "rated": len(rated),
         "rating_ties": sum(is_tie(pair) for pair in rated),
@@ -149,6 +150,12 @@ def is_tie(pair: PreferencePair) -> bool:
     return pair.chosen_rating is not None and pair.chosen_rating == pair.rejected_rating
 
 
+def usable(pairs: Sequence[PreferencePair], rated=False, ties=False) -> list[PreferencePair]:
+    """The pairs without ties (unless `ties`), and with `rated` without those that lack ratings."""
+    kept = [pair for pair in pairs if ties or not is_tie(pair)]
+    return [pair for pair in kept if pair.chosen_rating is not None or not rated]
+
+
 def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
     """Which column plays which role; None for one that is absent. Raises ValueError if unknown."""
     names = {}
@@ -164,8 +171,7 @@ def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str |
             f"{expected} (all but chosen and rejected may be absent). A good row: {GOOD_ROW}"
         )
     if bool(names["chosen_rating"]) != bool(names["rejected_rating"]):
-        only = names["chosen_rating"] or names["rejected_rating"]
-        raise ValueError(f"a rating for one side only ({only!r}); name both columns or neither")
+        raise ValueError("ratings for one side only; name both rating columns or neither")
     return names
 
 
@@ -226,7 +232,7 @@ def index_texts(*parts: Sequence[PreferencePair]) -> tuple[list[str], list[str],
             [number.setdefault((p.prompt, p.rejected), len(number)) for p in part],
             [math.nan if p.chosen_rating is None else p.chosen_rating for p in part],
             [math.nan if p.rejected_rating is None else p.rejected_rating for p in part],
-            [prompt_number.setdefault(p.prompt, len(prompt_number)) for p in part],
+            [prompt_number.setdefault(normalize(p.prompt), len(prompt_number)) for p in part],
         )
         indexed.append(Part(*map(torch.tensor, columns)))
     prompts, responses = zip(*number, strict=True)
@@ -265,6 +271,8 @@ def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
         before = _turns(row.get(names["prompt"]), role="user")
         if not before:
             return "empty or not text"
+        if len(before) > 1 and not before[-1][1].strip():
+            before.pop()  # a prompt that ends with an empty "Assistant:"
         # Some sets give the prompt in a column of its own and inside both sides too.
         has_prompt = any(speaker == "user" for speaker, _ in turns["chosen"])
         turns = {k: t if has_prompt else before + t for k, t in turns.items()}

@@ -38,7 +38,7 @@ def pick_device(name: str = "auto") -> Device:
         available.insert(0, "cuda")
     kind, _, index = name.partition(":")
     known = index.isdigit() and kind == "cuda" and int(index) < torch.cuda.device_count()
-    if name != "auto" and (kind not in available or (index and not known)):
+    if name != "auto" and (kind not in available or (":" in name and not known)):
         raise ValueError(f"no device {name!r} on this machine; there is: {', '.join(available)}")
     device = torch.device(available[0] if name == "auto" else name)
     why = f"the best of: {', '.join(available)}" if name == "auto" else "as asked"

@@ -46,6 +46,8 @@ def resolve(name: str) -> tuple[str, str]:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ValueError(f"{name!r} is a folder without config.json, so it holds no model")
+        if not any(Path(name).rglob("tokenizer*")) and not any(Path(name).rglob("vocab*")):
+            raise ValueError(f"{name!r} is a model folder without its tokenizer")
         return name, "a local folder"
     if name in PACKAGED:
         package, folder, hashes = PACKAGED[name]
@@ -74,11 +76,13 @@ def load_auto(name: str, attention: str | None = None):
     path, _ = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
-        )
-    except (OSError, ValueError) as error:
+        how = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": attention}
+        model, told = AutoModel.from_pretrained(path, output_loading_info=True, **how)
+    except Exception as error:  # damaged files raise many kinds
         raise ValueError(_ways_out(name, error)) from error
+    # Of what is missing, only a pooler is never read; anything else would be random in silence.
+    if missing := [key for key in told["missing_keys"] if "pooler." not in key]:
+        raise ValueError(f"the weights of {name!r} lack {len(missing)} tensors, as {missing[0]}")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name!r} is an encoder-decoder; give an encoder or a decoder")
     return model.eval(), tokenizer
@@ -107,8 +111,9 @@ def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
     try:
         safe = {"use_safetensors": True}
         model = SentenceTransformer(path, device=str(device), model_kwargs=safe)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ValueError(_ways_out(name, error)) from error
+    model.tokenizer.chat_template = None  # it was trained on plain text, whatever its base was
     return model.float().eval().requires_grad_(False)
 
 
@@ -133,6 +138,8 @@ def fingerprint(model: torch.nn.Module) -> str:
     """Hex digest of a model's weights, by name and value, wherever they were loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if "pooler." in name:  # not read, and random where the published weights lack it
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -180,6 +187,5 @@ def cached(
 
 
 def cache_folder() -> Path:
-    """Where frozen features are kept: $MINIRLHF_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MINIRLHF_CACHE") or Path(base) / "minirlhf") / "features"
+    """Where frozen features are kept: $MINIRLHF_CACHE, else in the user's cache folder."""
+    return Path(os.environ.get("MINIRLHF_CACHE", Path.home() / ".cache" / "minirlhf")) / "features"

@@ -84,16 +84,19 @@ def fit_finetune(
             pair would see two masks, and that noise is as large as the margins to be learned.
     """
     step, device = STEPS[model.info["approach"]], model.head.output.weight.device
-    for module in model.encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = args.dropout
+    dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]
+    if args.dropout and not dropouts:
+        raise ValueError("this encoder has no dropout layers; leave --dropout out")
+    for module in dropouts:
+        module.p = args.dropout
     heads, encoder = list(model.head.parameters()), list(model.encoder.parameters())
     groups = [
         {"params": encoder, "peak": args.lr},
         {"params": heads, "peak": HEAD_LR_FACTOR * args.lr},
     ]
-    fused = device.type != "mps"  # one kernel for all weights; not relied upon on Apple's GPUs
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=fused)
+    # Rates are set at each step. Fused is one kernel for all weights, not relied upon on mps.
+    fused = device.type != "mps"
+    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
     # A pair costs what its longer side costs; pairs of like cost go together.
     sizes = torch.tensor([len(row) for row in rows])
     lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()

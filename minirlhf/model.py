@@ -70,7 +70,8 @@ def build(
         size = encoder.get_embedding_dimension()
     else:
         encoder, tokenizer = encoders.load_auto(name, attention)
-        encoder.requires_grad_(approach == "bt-finetune")
+        for parameter_name, parameter in encoder.named_parameters():  # a pooler is never read
+            parameter.requires_grad_(approach == "bt-finetune" and "pooler." not in parameter_name)
         config, size = encoder.config, encoder.config.hidden_size
         pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
@@ -99,17 +100,20 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
     """
     if not (folder / "reward.json").is_file():
         raise ValueError(f"{folder} holds no trained model (no reward.json)")
-    info = checkpoint.read_json(folder / "reward.json")
-    if info["format"] > FORMAT:
-        raise ValueError(f"{folder} has format {info['format']}; this version reads up to {FORMAT}")
+    from safetensors.torch import load_file
+
+    try:
+        info = checkpoint.read_json(folder / "reward.json")
+        if info["format"] > FORMAT:
+            raise ValueError(f"format {info['format']}; this version reads up to {FORMAT}")
+        head = HEADS[info["approach"]](info["size"])
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+    except Exception as error:  # a stranger's folder may hold anything
+        raise ValueError(f"{folder} holds no readable reward model: {error!r}"[:300]) from error
+    path = f"{folder}/encoder"
     if info["pooling"] == "as published":
-        encoder = encoders.load_sentence_transformer(str(folder / "encoder"), device)
+        encoder = encoders.load_sentence_transformer(path, device)
         tokenizer = encoder.tokenizer
     else:
-        encoder, tokenizer = encoders.load_auto(str(folder / "encoder"), attention)
-    head = HEADS[info["approach"]](info["size"])
-    try:
-        head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"the head in {folder} does not fit its reward.json: {error}") from error
+        encoder, tokenizer = encoders.load_auto(path, attention)
     return RewardModel(encoder, tokenizer, head, info).to(device).eval()

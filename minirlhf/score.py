@@ -13,7 +13,6 @@ the same prompt does: sigmoid(difference) is the probability of being preferred.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,14 +44,16 @@ class Scorer:
         """(number, response), best first. The number is the reward; for a classification, the mean
         probability of being preferred to each of the other responses."""
         prompts, count = [prompt] * len(responses), len(responses)
-        if self.approach == "classification":
+        if self.approach == "classification" and count > 1:
             vectors = self._map(self.model.vectors, prompts, responses).to(self.device)  # (K, D)
             with torch.inference_mode():  # every response against every other
                 logits = self.model.head(
                     vectors.repeat_interleave(count, 0), vectors.repeat(count, 1)
                 )
             wins = torch.sigmoid(logits).view(count, count).sum(1) - 0.5  # 1/2 against itself
-            numbers = (wins / max(1, count - 1)).tolist()
+            numbers = (wins / (count - 1)).tolist()
+        elif self.approach == "classification":
+            numbers = [0.5] * count  # nothing to compare with
         else:
             numbers = self.score_many(prompts, responses)
         return sorted(zip(numbers, responses, strict=True), key=lambda pair: -pair[0])
@@ -86,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         scorer = load(args.run, args.device)
     except (ValueError, OSError) as error:
-        print(f"python -m minirlhf.score: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        parser.exit(2, f"python -m minirlhf.score: error: {error}\n")
     print("win rate" if scorer.approach == "classification" else "  reward", " response")
     for number, response in scorer.rank(args.prompt, args.response):
         print(f"{number:8.3f}  {response}")

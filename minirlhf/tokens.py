@@ -27,7 +27,8 @@ def render(prompt: str, response: str, tokenizer) -> str:
     """The text an encoder reads: the tokenizer's chat template if it has one, else `TEMPLATE`."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        return tokenizer.apply_chat_template(turns, tokenize=False)
+        # Some templates print today's date, and the reward must not change from day to day.
+        return tokenizer.apply_chat_template(turns, tokenize=False, date_string="1 January 2025")
     return TEMPLATE.format(prompt=prompt, response=response)
 
 

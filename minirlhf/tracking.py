@@ -40,22 +40,28 @@ def track(
         mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_name=name)
         mlflow.log_params(parameters)
-    except (mlflow.exceptions.MlflowException, OSError) as error:
+    except Exception as error:  # a store raises what its backend raises
         raise ValueError(
             f"cannot reach the tracking store {uri or mlflow.get_tracking_uri()!r}: "
             f"{str(error).splitlines()[0][:200]}; give --tracking-uri none to run without it"
         ) from error
 
+    def attempt(function: Callable, *args, **kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except Exception as error:  # hours of training are worth more than a curve
+            print(f"warning: MLflow did not take it ({str(error)[:200]}); the run folder has it")
+
     def log(row: dict, step: int) -> None:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
-        mlflow.log_metrics(numbers, step=step)
+        attempt(mlflow.log_metrics, numbers, step=step)
 
     with run:
         yield log
         for file in sorted(folder.rglob("*")) if folder else []:
             inside = file.relative_to(folder)
             if file.is_file() and inside.parts[0] != "model":
-                mlflow.log_artifact(str(file), str(inside.parent) if inside.parent.name else None)
+                attempt(mlflow.log_artifact, str(file), str(inside.parent).strip(".") or None)
 
 
 def console_row(row: dict) -> str:

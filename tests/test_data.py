@@ -40,6 +40,11 @@ def test_layouts_give_the_same_pair(row):
     assert one(row)[0] == data.PreferencePair("2 + 2?", "4", "5")
 
 
+def test_a_prompt_that_ends_where_the_assistant_begins():
+    row = {"prompt": "\n\nHuman: 2 + 2?\n\nAssistant:", "chosen": "4", "rejected": "5"}
+    assert one(row)[0] == data.PreferencePair("2 + 2?", "4", "5")
+
+
 def test_several_turns_are_kept_whole():
     turns = ("hi", "hello", "2 + 2?")
     pair, _ = one({"chosen": messages(*turns, "4"), "rejected": messages(*turns, "5")})
@@ -76,11 +81,12 @@ def test_what_cannot_be_learned_from_is_dropped_and_counted():
         ROW | {"rejected": None},
         ROW | {"rejected": 7},
         ROW | {"prompt": ""},
+        ROW | {"prompt": "A?", "chosen": "y", "rejected": "x"},  # differs in case only
     ]
     pairs, report = data.build_pairs(rows)
     assert pairs == [data.PreferencePair("2 + 2?", "4", "5")]
     assert report["dropped"] == {
-        "duplicate": 1,
+        "duplicate": 2,
         "contradiction: preferred both ways": 2,
         "chosen equals rejected": 1,
         "empty or not text": 4,
@@ -92,6 +98,17 @@ def test_rating_ties_are_kept_and_counted():
     pairs, report = data.build_pairs([ROW | {"chosen_rating": 5, "rejected_rating": 5}])
     assert data.is_tie(pairs[0])
     assert report["rating_ties"] == 1
+
+
+def test_usable_leaves_out_ties_and_where_asked_unrated_pairs():
+    plain = data.PreferencePair("q", "a", "b")
+    tie, rated = (
+        plain._replace(chosen_rating=1, rejected_rating=1),
+        plain._replace(chosen_rating=2, rejected_rating=1),
+    )
+    assert data.usable([plain, tie, rated]) == [plain, rated]
+    assert data.usable([plain, tie, rated], rated=True) == [rated]
+    assert data.usable([plain, tie, rated], rated=True, ties=True) == [tie, rated]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +190,8 @@ def test_longer_is_chosen_counts_a_tie_one_half():
 def test_files_of_each_kind(tmp_path, suffix):
     import datasets
 
-    row = {"prompt": "2 + 2?", "chosen": "It is 4.", "rejected": "It is 5."}
-    rows = datasets.Dataset.from_list([row, row | {"prompt": "3?"}])
+    row = {"prompt": "How many are left?", "chosen": "None", "rejected": "It is 5."}
+    rows = datasets.Dataset.from_list([row, row | {"prompt": "And now?"}])
     path = tmp_path / f"pairs.{suffix}"
     if suffix in ("json", "jsonl"):
         rows.to_json(path)

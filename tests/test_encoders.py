@@ -38,9 +38,27 @@ def test_without_the_package_the_hub_is_next(monkeypatch):
     assert encoders.resolve(MINILM)[0] == MINILM
 
 
+def test_weights_that_do_not_load_are_refused_not_drawn_at_random(tiny_encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "renamed"
+    shutil.copytree(tiny_encoder, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"other.{k}": v for k, v in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="lack .* tensors"):
+        encoders.load_auto(str(folder))
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    for load in (encoders.load_auto, encoders.load_sentence_transformer):
+        with pytest.raises(ValueError, match="Three ways out"):
+            load(str(folder))
+
+
 def test_a_local_folder_comes_first(tiny_encoder, tmp_path):
     assert encoders.resolve(tiny_encoder) == (tiny_encoder, "a local folder")
     with pytest.raises(ValueError, match="without config.json"):
+        encoders.resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="without its tokenizer"):
         encoders.resolve(str(tmp_path))
 
 

@@ -102,6 +102,14 @@ def test_dropout_is_off_in_training_unless_asked_for(tiny_encoder):
     assert seen == {0.0: True, 0.3: False}
 
 
+def test_dropout_on_an_encoder_without_dropout_layers_is_refused(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    built.encoder = torch.nn.Identity()
+    args = SimpleNamespace(**(ARGS | {"epochs": 1, "dropout": 0.3}))
+    with pytest.raises(ValueError, match="no dropout layers"):
+        next(loops.fit_finetune(built, token_rows, part, part, args))
+
+
 def test_margin_and_label_smoothing_reach_the_loss(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
     batch = loops.token_batch(token_rows, part, range(8), 0)
@@ -153,6 +161,11 @@ def test_save_and_load_give_bit_equal_rewards(approach, tiny_encoder, tmp_path):
         # The reward of scoring is the reward of training.
         assert scores[0] - scores[1] == pytest.approx(before[0].item(), abs=1e-4)
     assert scorer.rank(row["prompt"], [row["rejected"], row["chosen"]])[0][1] == row["chosen"]
+    if approach == "classification":
+        assert scorer.rank("q", ["alone"]) == [(0.5, "alone")]
+        assert scorer.rank("q", []) == []
+        (low, _), (middle, _), (high, _) = sorted(scorer.rank("q", ["a", "b", "why not"]))
+        assert low + middle + high == pytest.approx(1.5)  # each win is another's loss
 
 
 def test_scores_do_not_depend_on_company_or_order(tiny_encoder, tmp_path):
@@ -170,6 +183,7 @@ def test_scores_do_not_depend_on_company_or_order(tiny_encoder, tmp_path):
         together, abs=1e-5
     )
     assert scorer.score_many([], []) == []
+    assert scorer.rank("q", []) == []
 
 
 def test_a_model_folder_of_a_newer_format_or_without_a_model_is_refused(tiny_encoder, tmp_path):
@@ -180,7 +194,7 @@ def test_a_model_folder_of_a_newer_format_or_without_a_model_is_refused(tiny_enc
     with pytest.raises(ValueError, match="format 99"):
         model.load(tmp_path / "model")
     checkpoint.write_json(tmp_path / "model" / "reward.json", info | {"size": 16})
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="no readable reward model"):
         model.load(tmp_path / "model")
     with pytest.raises(ValueError, match="no trained model"):
         model.load(tmp_path)

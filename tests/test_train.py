@@ -122,6 +122,38 @@ def test_other_column_names_and_csv(tiny_encoder):
     assert metrics("runs/regression")["test"]["n"] > 0
 
 
+def test_unrated_pairs_are_tested_like_all_others(tiny_encoder):
+    rows = generate(160)
+    for row in rows[::3]:
+        row["chosen_rating"] = row["rejected_rating"] = None
+    Path("pairs.json").write_text(json.dumps(rows))
+    flags = ["--dataset", "pairs.json", "--model", tiny_encoder, "--max-length", "96"]
+    counts = {}
+    for approach in ("regression", "classification"):
+        run("--approach", approach, *flags, "--epochs", "1")
+        result = metrics(f"runs/{approach}")
+        counts[approach] = (result["train"]["n"], result["test"]["n"])
+    assert counts["regression"][0] < counts["classification"][0]
+    assert counts["regression"][1] == counts["classification"][1]
+
+
+def test_a_tracking_server_that_dies_costs_a_warning_not_the_run(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    import mlflow
+
+    def dead(*args, **kwargs):
+        raise mlflow.exceptions.MlflowException("gone")
+
+    monkeypatch.setattr(mlflow, "log_metrics", dead)
+    monkeypatch.setattr(mlflow, "log_artifact", dead)
+    flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
+    flags += ["--max-length", "96", "--epochs", "2", "--tracking-uri", "sqlite:///t.db"]
+    train.main([*flags, "--output", "out"])
+    assert "warning: MLflow did not take it (gone)" in capsys.readouterr().out
+    assert metrics("out")["test"]["n"] > 0
+
+
 def test_rating_ties_teach_a_regression_and_are_tested_nowhere(tiny_encoder):
     rows = generate(120)
     ties = [{**row, "rejected_rating": row["chosen_rating"]} for row in rows[::2]]
@@ -144,6 +176,9 @@ BAD = [
     (["--approach", "bt-frozen", "--warmup", "0.1"], "does not use --warmup"),
     (["--no-cache"], "bt-finetune does not use --no-cache"),
     (["--fold", "5"], "5 is not between 0 and 4"),
+    (["--approach", "regression", "--label-smoothing", "0"], "does not use --label-smoothing"),
+    (["--device", "cpu:"], "no device 'cpu:'"),
+    (["--dataset", ""], "cannot read"),
     (["--lr", "fast"], "invalid number value: 'fast'"),
     (["--lr", "nan"], "not between"),
     (["--epochs", "0"], "0 is not between 1"),
@@ -187,12 +222,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, capsys, monke
 
 
 def test_ratings_are_asked_for_where_they_are_needed(pairs_file, capsys):
-    rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in generate(60)]
+    rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in generate(200)]
     Path("unrated.json").write_text(json.dumps(rows))
     for flags in (["--approach", "regression"], ["--approach", "bt-frozen", "--margin", "0.1"]):
         with pytest.raises(SystemExit):
             run(*flags, "--dataset", "unrated.json")
-        assert "needs ratings" in capsys.readouterr().err
+        assert "regression and --margin need ratings" in capsys.readouterr().err
 
 
 def test_features_of_another_pooling_are_not_taken_for_these(tiny_encoder, pairs_file, capsys):
