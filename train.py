@@ -128,6 +128,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted; the best model so far, if there is one, is in the folder named above")
+        raise SystemExit(130) from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -220,22 +223,18 @@ def run(args: argparse.Namespace) -> None:
             shutil.rmtree(output)
         output.mkdir(parents=True)
         checkpoint.write_json(output / "config.json", config)
+        print(f"folder    {output}")
 
         # ---- training (loops.py): a row of numbers after each epoch
         fit = loops.fit_frozen if frozen else loops.fit_finetune
         evaluate = loops.evaluate_frozen if frozen else loops.evaluate_finetune
         options = Options(args.label_smoothing or 0.0, args.margin or 0.0, dtype, bar)
-        try:
-            for row in fit(model, inputs, *indexed[:2], args, options):
-                print(tracking.console_row(row))
-                checkpoint.append_jsonl(output / "history.jsonl", row)
-                log(row, step=row["epoch"])
-                if row["best"] and not frozen:
-                    models.save(model, output / "model")  # a crash costs one epoch at most
-        except KeyboardInterrupt:
-            kept = (output / "model").exists()
-            print(f"\ninterrupted; the best model so far is in {output}" if kept else "\nstopped")
-            raise SystemExit(130) from None
+        for row in fit(model, inputs, *indexed[:2], args, options):
+            print(tracking.console_row(row))
+            checkpoint.append_jsonl(output / "history.jsonl", row)
+            log(row, step=row["epoch"])
+            if row["best"] and not frozen:
+                models.save(model, output / "model")  # a crash costs one epoch at most
         if frozen:
             models.save(model, output / "model")
 

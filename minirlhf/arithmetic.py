@@ -33,6 +33,7 @@ reward model learns a known rule, not how well it would judge people's texts.
 What to copy: `generate` for a preference set that needs no download; `draw_answer` to judge any
 reward model against ratings that are right by construction. For a set of your own, change
 TEMPLATES. A seed gives the same rows on every machine, and fewer pairs are a prefix of more.
+Read next: `tokens.py`.
 
 >>> rng = random.Random(28)
 >>> problem = make_problem(rng)
@@ -86,10 +87,10 @@ FLAWLESS, ONE_FLAW = 0.30, 0.52  # shares of the draws; the rest gets two flaws,
 
 LOW, HIGH = 2, 999  # every number on the way; nothing is ever 1, so every noun can be a plural
 SLIPS = (-10, -2, -1, 1, 2, 10)
-# "/" is only ever used where nothing is left over.
 Steps = tuple[tuple[str, str], ...]  # (formula, label) of each step
 Numbers = tuple[int, ...]
 Working = list[tuple[int, str, int, int]]  # left, operation, right and result of each line
+# "/" is only ever used where nothing is left over.
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 CONFUSED = {"+": "-*", "-": "+/", "*": "+/", "/": "-*"}  # what a wrong operation writes instead
 

@@ -280,7 +280,9 @@ def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatc
             "out",
         )
     assert stop.value.code == 130
-    assert "best model so far is in out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "folder    out" in said
+    assert "interrupted; the best model so far" in said
     assert isinstance(minirlhf.load("out", "cpu").score("2 + 2?", "4"), float)
 
 
