@@ -20,8 +20,8 @@ APPROACHES = ("regression", "classification", "bt-frozen", "bt-finetune")
 BUNDLED_PAIRS = 5000  # what two CPU cores learn from in under three minutes
 
 # The flags whose default depends on the approach: their type and range, the default for each
-# approach in the order above, what they do, and why. Defaults were chosen on validation data. None
-# means that the approach has no use for the flag, and typing it is an error.
+# approach in the order above, what they do, and why. Defaults were compared on validation data.
+# None means that the approach has no use for the flag, and typing it is an error.
 # fmt: off
 TUNED = {
     "epochs": (int, 1, 10**6, (100, 100, 100, 3), "passes over the training pairs"),

@@ -7,12 +7,12 @@ saves as it likes, and both leave the model with its best weights: those of the 
 highest validation accuracy (the lower loss where two are equal).
 
 Accuracy selects, not loss: after an epoch or two a fine-tuned model's mistakes grow more confident,
-which raises its loss while it still gets more pairs right. A temperature mends confidence later;
-nothing mends a wrong order.
+which raises its loss even where it gets more pairs right; confidence can be mended afterwards, by
+dividing by a temperature, a wrong order cannot. On a few hundred pairs the choice is a noisy one.
 
 `train_loss` and `train_accuracy` are taken in passing, each pair before the update it belongs to.
-`validation_loss` leaves
-out margin and label smoothing, so compare the two only where both are 0. Read next: `metrics.py`.
+`validation_loss` leaves out margin and label smoothing, so compare the two only where both are 0.
+Read next: `metrics.py`.
 """
 
 import time
