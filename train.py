@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
 
     # ---- data (data.py): rows -> pairs -> three parts that share no prompt
     if args.dataset == "arithmetic":
-        from minirlhf.arithmetic import generate
+        from minirlhf.bundled.arithmetic import generate
 
         rows = generate(args.limit or BUNDLED_PAIRS)
     else:

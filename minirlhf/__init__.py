@@ -4,7 +4,6 @@ The data's path through the files, which is also the order to read them in:
 
     train.py       the whole run, top to bottom; run it first, read it second
     data.py        rows -> preference pairs -> train, validation and test, split by prompt
-    arithmetic.py  the bundled data set: graded answers whose flaws are known
     tokens.py      pairs -> token ids; truncation that keeps the response; batches
     encoders.py    a model's name -> an encoder; frozen features and their cache
     pooling.py     hidden states (N, T, D) -> one vector a text (N, D)

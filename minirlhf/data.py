@@ -13,7 +13,7 @@ The split hashes the prompt, so it is the same on every machine, for every appro
 many rows are added, and no prompt is on two sides. A split by row is the classic leak: with several
 pairs a prompt, the model has read most test questions, and their good answers, in training.
 
-Copy this file alone; it needs `datasets` only to load files. Read next: `arithmetic.py`.
+Copy this file alone; it needs `datasets` only to load files. Read next: `tokens.py`.
 
 >>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
 >>> pairs, report = build_pairs(rows)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
-from minirlhf.arithmetic import generate
+from minirlhf.bundled.arithmetic import generate
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 

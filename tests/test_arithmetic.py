@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from minirlhf import arithmetic
-from minirlhf.arithmetic import (
+from minirlhf.bundled import arithmetic
+from minirlhf.bundled.arithmetic import (
     FILLERS,
     FLAWS,
     STYLES,

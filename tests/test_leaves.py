@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = ["data", "arithmetic", "tokens", "encoders", "pooling", "heads", "losses", "metrics"]
+LEAVES = [
+    "data",
+    "bundled/arithmetic",
+    "tokens",
+    "encoders",
+    "pooling",
+    "heads",
+    "losses",
+    "metrics",
+]
 LEAVES += ["device", "checkpoint", "tracking"]
 SOURCES = [*sorted((ROOT / "minirlhf").rglob("*.py")), ROOT / "train.py"]
 
@@ -35,9 +44,9 @@ def test_a_leaf_imports_no_sibling_and_nothing_heavy(leaf):
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_a_leaf_alone_in_an_empty_folder_runs_its_example(leaf, tmp_path):
-    shutil.copy(ROOT / "minirlhf" / f"{leaf}.py", tmp_path)
-    assert ">>>" in (tmp_path / f"{leaf}.py").read_text()
-    command = [sys.executable, "-I", "-m", "doctest", f"{leaf}.py"]
+    copied = Path(shutil.copy(ROOT / "minirlhf" / f"{leaf}.py", tmp_path))
+    assert ">>>" in copied.read_text()
+    command = [sys.executable, "-I", "-m", "doctest", copied.name]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
 

@@ -8,7 +8,7 @@ from conftest import MINILM
 
 from minirlhf import checkpoint, data, loops, model, score, tokens
 from minirlhf.approaches import STEPS, Options
-from minirlhf.arithmetic import generate
+from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import seed_everything
 
 ARGS = {"lr": 1e-3, "weight_decay": 0.0, "patience": 1000, "seed": 0, "batch_size": 8}

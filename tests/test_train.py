@@ -12,7 +12,7 @@ from conftest import MINILM
 import minirlhf
 import train
 from minirlhf import score
-from minirlhf.arithmetic import generate
+from minirlhf.bundled.arithmetic import generate
 
 QUIET = ["--tracking-uri", "none", "--device", "cpu"]
 
