@@ -28,6 +28,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -84,10 +85,8 @@ def load_rows(dataset: str, split: str = "train"):
     except Exception as error:  # the library has many kinds of its own
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__
-        raise ValueError(
-            f"cannot read the data set {dataset!r}: {reason}. Give a .jsonl, .json, .csv or "
-            f".parquet file, a folder of them, or the id of a data set on the hub"
-        ) from error
+        expected = "a .jsonl, .json, .csv or .parquet file, a folder of them, or a hub id"
+        raise ValueError(f"cannot read {dataset!r}: {reason}. Give {expected}") from error
 
 
 def build_pairs(
@@ -123,6 +122,7 @@ def build_pairs(
         raise ValueError(f"no pair is left of {total} rows; dropped: {dict(dropped)}")
     pairs = pairs[:limit]
     rated = [pair for pair in pairs if pair.chosen_rating is not None]
+    lengths = [median(len(pair[i]) for pair in pairs) for i in range(3)]
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(repr(pair).encode())
@@ -134,12 +134,9 @@ def build_pairs(
         "rated": len(rated),
         "rating_ties": sum(is_tie(pair) for pair in rated),
         "rating_against_preference": sum(p.chosen_rating < p.rejected_rating for p in rated),
-        "chosen_is_longer": longer_is_chosen(pairs),
         "columns": {role: name for role, name in names.items() if name},
         "subsets": dict(Counter(pair.subset for pair in pairs).most_common()),
-        "prompt_characters": _quartiles([len(pair.prompt) for pair in pairs]),
-        "chosen_characters": _quartiles([len(pair.chosen) for pair in pairs]),
-        "rejected_characters": _quartiles([len(pair.rejected) for pair in pairs]),
+        "median_characters": dict(zip(PreferencePair._fields, lengths, strict=False)),
         "sha256": digest.hexdigest(),
     }
     return pairs, report
@@ -152,8 +149,8 @@ def is_tie(pair: PreferencePair) -> bool:
 
 def usable(pairs: Sequence[PreferencePair], rated=False, ties=False) -> list[PreferencePair]:
     """The pairs without ties (unless `ties`), and with `rated` without those that lack ratings."""
-    kept = [pair for pair in pairs if ties or not is_tie(pair)]
-    return [pair for pair in kept if pair.chosen_rating is not None or not rated]
+    pairs = pairs if ties else [pair for pair in pairs if not is_tie(pair)]
+    return [pair for pair in pairs if pair.chosen_rating is not None or not rated]
 
 
 def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
@@ -195,12 +192,6 @@ def split(
     return train, validation, test
 
 
-def longer_is_chosen(pairs: Sequence[PreferencePair]) -> float:
-    """Accuracy of always preferring the longer response (in characters), a tie counting 1/2."""
-    gaps = [len(pair.chosen) - len(pair.rejected) for pair in pairs]
-    return sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps)
-
-
 def show(pair: PreferencePair, width: int = 400) -> str:
     """A pair as text, each part cut to `width` characters."""
     cut = [" ".join(text.split())[:width] for text in pair[:3]]
@@ -215,23 +206,30 @@ class Part(NamedTuple):
     rejected: torch.Tensor  # (N,)
     chosen_rating: torch.Tensor  # (N,) float32, NaN where the data has none
     rejected_rating: torch.Tensor  # (N,)
+    weight: torch.Tensor  # (N,) float32, how much the pair counts in the loss, 1 on average
     prompt: torch.Tensor  # (N,) int64, number of the prompt
 
 
-def index_texts(*parts: Sequence[PreferencePair]) -> tuple[list[str], list[str], list[Part]]:
+def index_texts(
+    *parts: Sequence[PreferencePair], balance: bool = False
+) -> tuple[list[str], list[str], list[Part]]:
     """Number the distinct texts of all parts: (prompts, responses, the parts in those numbers).
 
     Where several pairs share a response it is one text, so it is tokenised and embedded once.
+    balance: weigh the pairs of a part so that all its subsets count the same, the small as much as
+        the large; otherwise all pairs do.
     """
     number: dict[tuple[str, str], int] = {}
     prompt_number: dict[str, int] = {}
     indexed = []
     for part in parts:
+        sizes = Counter(pair.subset for pair in part)
         columns = (
             [number.setdefault((p.prompt, p.chosen), len(number)) for p in part],
             [number.setdefault((p.prompt, p.rejected), len(number)) for p in part],
             [math.nan if p.chosen_rating is None else p.chosen_rating for p in part],
             [math.nan if p.rejected_rating is None else p.rejected_rating for p in part],
+            [len(part) / len(sizes) / sizes[p.subset] if balance else 1.0 for p in part],
             [prompt_number.setdefault(normalize(p.prompt), len(prompt_number)) for p in part],
         )
         indexed.append(Part(*map(torch.tensor, columns)))
@@ -293,7 +291,9 @@ def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
     if None in ratings:
         ratings = [None, None]
     subset = row.get(names["subset"])
-    return PreferencePair(*texts, *ratings, "all" if subset is None else str(subset))
+    return PreferencePair(
+        *texts, *ratings, "all" if subset is None else " ".join(str(subset).split())
+    )
 
 
 def _turns(value, role: str = "assistant") -> list[tuple[str, str]]:
@@ -324,9 +324,3 @@ def _rating(value) -> float | None:
     except (TypeError, ValueError):
         return None
     return rating if math.isfinite(rating) else None
-
-
-def _quartiles(values: list[int]) -> list[int]:
-    """Smallest, first quartile, median, third quartile, largest."""
-    values = sorted(values)
-    return [values[round(q * (len(values) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]

@@ -31,11 +31,8 @@ def pick_device(name: str = "auto") -> Device:
     its bfloat16 matrix products are native, those of the fused kernel are not.
     Raises ValueError, listing what there is, if the named device is not here.
     """
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
     kind, _, index = name.partition(":")
     known = index.isdigit() and kind == "cuda" and int(index) < torch.cuda.device_count()
     if name != "auto" and (kind not in available or (":" in name and not known)):
@@ -43,10 +40,8 @@ def pick_device(name: str = "auto") -> Device:
     device = torch.device(available[0] if name == "auto" else name)
     why = f"the best of: {', '.join(available)}" if name == "auto" else "as asked"
     if _has_bfloat16(device):
-        attention = "eager" if device.type == "cpu" else None
-        return Device(
-            device, torch.bfloat16, attention, f"{why}; bfloat16 is native: fine-tuning uses it"
-        )
+        attention, why = "eager" if device.type == "cpu" else None, f"{why}; bfloat16 is native"
+        return Device(device, torch.bfloat16, attention, f"{why}: fine-tuning uses it")
     return Device(device, torch.float32, None, f"{why}; no native bfloat16 known here")
 
 

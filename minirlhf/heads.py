@@ -19,7 +19,7 @@ True
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def zero_(layer: nn.Linear) -> nn.Linear:
@@ -40,7 +40,7 @@ class LinearHead(nn.Module):
         super().__init__()
         self.output = zero_(nn.Linear(size, 1, bias=False))
 
-    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+    def forward(self, vector: Tensor) -> Tensor:
         return self.output(vector.float()).squeeze(-1)
 
 
@@ -62,17 +62,17 @@ class MLPHead(nn.Module):
         self.hidden = nn.Linear(size, hidden)
         self.output = zero_(nn.Linear(hidden, 1))
 
-    def fit_input(self, vectors: torch.Tensor) -> None:
+    def fit_input(self, vectors: Tensor) -> None:
         """Set mean and standard deviation from the training vectors (N, D)."""
         self.mean.copy_(vectors.float().mean(dim=0))
         self.std.copy_(vectors.float().std(dim=0, unbiased=False).clamp(min=1e-6))
 
-    def fit_output(self, ratings: torch.Tensor) -> None:
+    def fit_output(self, ratings: Tensor) -> None:
         """Set shift and scale from the training ratings (N,)."""
         self.shift.copy_(ratings.float().mean())
         self.scale.copy_(ratings.float().std(unbiased=False).clamp(min=1e-6))
 
-    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+    def forward(self, vector: Tensor) -> Tensor:
         x = (vector.float() - self.mean) / self.std  # (N, D)
         x = nn.functional.gelu(self.hidden(x))  # (N, hidden)
         return self.shift + self.scale * self.output(x).squeeze(-1)  # (N,)
@@ -90,9 +90,9 @@ class PairHead(nn.Module):
         super().__init__()
         self.g = MLPHead(2 * size, hidden)
 
-    def fit_input(self, vectors: torch.Tensor) -> None:
+    def fit_input(self, vectors: Tensor) -> None:
         """Set mean and standard deviation, the same for both halves, from vectors (N, D)."""
         self.g.fit_input(vectors.repeat(1, 2))
 
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.g(torch.cat([a, b], dim=-1)) - self.g(torch.cat([b, a], dim=-1))

@@ -4,26 +4,30 @@
 `fit_finetune` pads tokens, runs the encoder, warms up and clips: an epoch takes minutes.
 Both are generators that yield a row of numbers after each epoch, so the caller prints, logs and
 saves as it likes, and both leave the model with its best weights: those of the epoch with the
-highest validation accuracy (the lower loss where two are equal).
+lowest calibrated loss on validation.
 
-Accuracy selects, not loss: after an epoch or two a fine-tuned model's mistakes grow more confident,
-which raises its loss even where it gets more pairs right; confidence can be mended afterwards, by
-dividing by a temperature, a wrong order cannot. On a few hundred pairs the choice is a noisy one.
+Calibrated: the negative log-likelihood of the preferences after the margins were divided by their
+best temperature. The plain loss is no guide: after an epoch or two a fine-tuned model's mistakes
+grow more confident, which raises its loss even where it gets more pairs right, and confidence can
+be mended afterwards, a wrong order cannot. Accuracy is a poor guide too: it counts a margin of 0.01
+as it counts one of 10, and on a few hundred pairs it jumps by chance.
 
 `train_loss` and `train_accuracy` are taken in passing, each pair before the update it belongs to.
 `validation_loss` leaves out margin and label smoothing, so compare the two only where both are 0.
 Read next: `metrics.py`.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
-from minirlhf.approaches import PLAIN, STEPS, FrozenBatch, Options, TokenBatch
+from minirlhf.approaches import PLAIN, STEPS, Options
 from minirlhf.data import Part
 from minirlhf.losses import bradley_terry_loss
-from minirlhf.metrics import credit
+from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
 from minirlhf.tokens import bucketed_batches, map_batches, pad
 
@@ -33,7 +37,7 @@ HEAD_LR_FACTOR = 10
 
 
 def fit_frozen(
-    model: RewardModel, features: torch.Tensor, train: Part, validation: Part, args, options=PLAIN
+    model: RewardModel, features: Tensor, train: Part, validation: Part, args, options=PLAIN
 ) -> Iterator[dict]:
     """Train a head on frozen features (U, D); a row of numbers after each epoch.
 
@@ -46,9 +50,8 @@ def fit_frozen(
     model.head.fit_input(features[used])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
-    optimizer = torch.optim.AdamW(
-        model.head.parameters(), lr=args.lr, weight_decay=args.weight_decay
-    )
+    settings = {"lr": args.lr, "weight_decay": args.weight_decay}
+    optimizer = torch.optim.AdamW(model.head.parameters(), **settings)
     generator = torch.Generator().manual_seed(args.seed)
     count = len(train.chosen)
     best = Best(model, count)
@@ -56,14 +59,14 @@ def fit_frozen(
         start = time.perf_counter()
         total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
         for rows in torch.randperm(count, generator=generator).to(device).split(args.batch_size):
-            loss, margins = step(model, frozen_batch(features, train, rows), options)
+            loss, margins = step(model, features, Part(*(t[rows] for t in train)), options)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total_loss += loss.detach() * len(rows)
             total_right += credit(margins.detach()).sum()
-        validation_loss, margins = evaluate_frozen(model, features, validation)
-        row = best.update(epoch, total_loss, total_right, validation_loss, margins, start)
+        result = evaluate(model, features, validation)
+        row = best.update(epoch, total_loss, total_right, validation, result, start)
         yield row
         if best.waited >= args.patience:
             break
@@ -83,26 +86,22 @@ def fit_finetune(
         dropout: 0 turns it off, also where the encoder was pretrained with it. The two sides of a
             pair would see two masks, and that noise is as large as the margins to be learned.
     """
-    step, device = STEPS[model.info["approach"]], model.head.output.weight.device
+    step, device = STEPS[model.info["approach"]], model.device
     dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]
     if args.dropout and not dropouts:
         raise ValueError("this encoder has no dropout layers; leave --dropout out")
     for module in dropouts:
         module.p = args.dropout
-    heads, encoder = list(model.head.parameters()), list(model.encoder.parameters())
-    groups = [
-        {"params": encoder, "peak": args.lr},
-        {"params": heads, "peak": HEAD_LR_FACTOR * args.lr},
-    ]
+    peaks = (model.encoder, args.lr), (model.head, HEAD_LR_FACTOR * args.lr)
+    groups = [{"params": list(module.parameters()), "peak": peak} for module, peak in peaks]
     # Rates are set at each step. Fused is one kernel for all weights, not relied upon on mps.
     fused = device.type != "mps"
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
     # A pair costs what its longer side costs; pairs of like cost go together.
     sizes = torch.tensor([len(row) for row in rows])
     lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()
-    count = len(lengths)
     generator = torch.Generator().manual_seed(args.seed)
-    best = Best(model, count)
+    best = Best(model, len(lengths))
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
         # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
@@ -113,8 +112,9 @@ def fit_finetune(
         for i, micro_batches in enumerate(options.progress(steps, f"epoch {epoch}")):
             pairs_in_step = sum(len(pairs) for pairs in micro_batches)
             for pairs in micro_batches:
-                batch = token_batch(rows, train, pairs, model.pad_id, device)
-                loss, margins = step(model, batch, options)
+                loss, margins = step(
+                    model, *batch(rows, train, pairs, model.pad_id, device), options
+                )
                 # Weighted by size, so that accumulation gives the gradient of one large batch.
                 (loss * len(pairs) / pairs_in_step).backward()
                 total_loss += loss.detach() * len(pairs)
@@ -125,8 +125,8 @@ def fit_finetune(
                 group["lr"] = group["peak"] * learning_rate_share(done, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
-        validation_loss, margins = evaluate_finetune(model, rows, validation)
-        row = best.update(epoch, total_loss, total_right, validation_loss, margins, start)
+        result = evaluate(model, rows, validation)
+        row = best.update(epoch, total_loss, total_right, validation, result, start)
         yield row
         if best.waited >= args.patience:
             break
@@ -143,30 +143,33 @@ class Best:
 
     def __init__(self, model: RewardModel, count: int):
         self.model, self.count = model, count  # `count` training pairs
-        self.key, self.weights, self.waited = (-1.0, 0.0), {}, 0
+        self.lowest, self.weights, self.waited = math.inf, {}, 0
 
-    def update(self, epoch, total_loss, total_right, validation_loss, margins, start) -> dict:
+    def update(self, epoch, total_loss, total_right, validation: Part, result, start) -> dict:
         """The epoch's row of numbers. Keeps the weights if it is the best so far.
 
+        result: what `evaluate` returned for `validation`; start: when the epoch began.
         Raises FloatingPointError if a loss is NaN or infinite.
         """
+        validation_loss, margins, _ = result
+        temperature = fit_temperature(margins, validation.weight)
         row = {
             "epoch": epoch,
             "train_loss": total_loss.item() / self.count,
             "train_accuracy": total_right.item() / self.count,
-            "validation_loss": validation_loss.item(),
+            "validation_loss": validation_loss,
             "validation_accuracy": credit(margins).mean().item(),
+            "calibrated_loss": negative_log_likelihood(margins, temperature, validation.weight),
             "seconds": time.perf_counter() - start,
         }
-        if not torch.tensor([row["train_loss"], row["validation_loss"]]).isfinite().all():
+        if not math.isfinite(row["train_loss"] + row["validation_loss"]):
             raise FloatingPointError(f"the loss of epoch {epoch} is not finite; try a lower --lr")
-        key = (row["validation_accuracy"], -row["validation_loss"])
-        row["best"] = key > self.key
+        row["best"] = row["calibrated_loss"] < self.lowest
         self.waited = 0 if row["best"] else self.waited + 1
         if row["best"]:
             trained = self.model.named_parameters()
             self.weights = {n: p.detach().cpu().clone() for n, p in trained if p.requires_grad}
-            self.key = key
+            self.lowest = row["calibrated_loss"]
         return row
 
     def restore(self) -> None:
@@ -175,41 +178,40 @@ class Best:
         self.model.eval()
 
 
-def frozen_batch(features: torch.Tensor, part: Part, pairs: torch.Tensor | None = None):
-    """The given pairs (or all) of a part as a FrozenBatch of vectors."""
-    chosen, rejected, *ratings, _ = part if pairs is None else [t[pairs] for t in part]
-    return FrozenBatch(features[chosen], features[rejected], *ratings)
-
-
-def token_batch(
+def batch(
     rows: Sequence[Sequence[int]], part: Part, pairs: Sequence[int], pad_id: int, device="cpu"
-) -> TokenBatch:
-    """The given pairs of a part as a TokenBatch, each distinct text padded once."""
-    chosen, rejected, *ratings, _ = [t[list(pairs)] for t in part]
-    used, number = torch.cat([chosen, rejected]).unique(return_inverse=True)
+) -> tuple[tuple[Tensor, Tensor], Part]:
+    """The given pairs of a part: ids and mask (U, T), each distinct text padded once, and the pairs
+    in those numbers."""
+    picked = Part(*(t[list(pairs)] for t in part))
+    used, number = torch.cat([picked.chosen, picked.rejected]).unique(return_inverse=True)
+    chosen, rejected = number.chunk(2)
     ids, mask = pad([rows[i] for i in used.tolist()], pad_id)
-    return TokenBatch(*(t.to(device) for t in (ids, mask, *number.chunk(2), *ratings)))
+    picked = Part(*(t.to(device) for t in picked._replace(chosen=chosen, rejected=rejected)))
+    return (ids.to(device), mask.to(device)), picked
 
 
-def evaluate_frozen(
-    model: RewardModel, features: torch.Tensor, part: Part, options: Options = PLAIN
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss (scalar) and margins (N,) of a whole part, from features (U, D)."""
-    part = Part(*(t.to(features.device) for t in part))
-    with torch.no_grad():
-        loss, margins = STEPS[model.info["approach"]](model, frozen_batch(features, part))
-    return loss.cpu(), margins.cpu()
+def evaluate(
+    model: RewardModel, inputs, part: Part, options: Options = PLAIN
+) -> tuple[float, Tensor, Tensor | None]:
+    """Loss, margins (N,) and rewards (N, 2) of a whole part, each distinct text once.
 
-
-def evaluate_finetune(
-    model: RewardModel, rows: Sequence[Sequence[int]], part: Part, options: Options = PLAIN
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bradley-Terry loss (scalar) and margins (N,) of a whole part, each distinct text once."""
+    inputs: token rows, or features (U, D) where the encoder is frozen.
+    The loss leaves out margin and label smoothing. A classification has no rewards: None.
+    """
     model.eval()
+    if isinstance(inputs, Tensor):
+        part = Part(*(t.to(inputs.device) for t in part))
+        with torch.no_grad():
+            loss, margins = STEPS[model.info["approach"]](model, inputs, part)
+            if model.info["approach"] == "classification":
+                return loss.item(), margins.cpu(), None
+            rewards = [model.head(inputs[texts]).cpu() for texts in (part.chosen, part.rejected)]
+        return loss.item(), margins.cpu(), torch.stack(rewards, dim=1)
     used, number = torch.cat([part.chosen, part.rejected]).unique(return_inverse=True)
-    texts = [rows[i] for i in used.tolist()]
-    device = model.head.output.weight.device
-    reward = lambda ids, mask: model(ids, mask, options.dtype)  # noqa: E731
-    rewards = map_batches(reward, texts, model.pad_id, device, progress=options.progress)
-    chosen, rejected = rewards[number].chunk(2)
-    return bradley_terry_loss(chosen, rejected), chosen - rejected
+    texts, show = [inputs[i] for i in used.tolist()], options.progress
+    forward = lambda ids, mask: model(ids, mask, options.dtype)  # noqa: E731
+    rewards = map_batches(forward, texts, model.pad_id, model.device, progress=show)  # (U,)
+    chosen, rejected = rewards[number].chunk(2)  # (N,), (N,)
+    loss = bradley_terry_loss(chosen, rejected, weight=part.weight)
+    return loss.item(), chosen - rejected, torch.stack([chosen, rejected], dim=1)

@@ -9,8 +9,12 @@ Rewards are raw scores. A sigmoid before the Bradley-Terry loss is a common mist
 margin within (-1, 1), so that the loss can never fall below log(1 + 1/e) = 0.3133 and its gradient
 vanishes exactly where the model is sure and wrong.
 
+`weight` makes some pairs count more than others, (B,) with mean 1 over the data set; left out, all
+count the same.
+
 Copy this file alone; it needs torch only. Read next: `approaches.py`, where each loss is used.
 
+>>> import torch
 >>> chosen, rejected = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
 >>> round(bradley_terry_loss(chosen, rejected).item(), 4)  # mean of log(1 + e^-2) and ln 2
 0.41
@@ -18,37 +22,39 @@ Copy this file alone; it needs torch only. Read next: `approaches.py`, where eac
 0.41
 """
 
-import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def mse_loss(reward: torch.Tensor, rating: torch.Tensor) -> torch.Tensor:
+def mse_loss(reward: Tensor, rating: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Mean squared error between rewards and ratings: (N,), (N,) -> scalar, rating units squared.
 
     Raises ValueError if the shapes differ: (N, 1) against (N,) would broadcast to (N, N) unseen.
     """
     _same_shape(reward, rating)
-    return ((reward.float() - rating.float()) ** 2).mean()
+    return (weight * (reward.float() - rating.float()) ** 2).mean()
 
 
 def bce_loss(
-    logit: torch.Tensor, label: torch.Tensor, label_smoothing: float = 0.0
-) -> torch.Tensor:
+    logit: Tensor, label: Tensor, label_smoothing: float = 0.0, weight: Tensor | float = 1.0
+) -> Tensor:
     """Binary cross-entropy of "the first is preferred": logits (B,), labels 0 or 1 (B,) -> scalar.
 
     Label smoothing e moves each label e of the way to its opposite: 1 becomes 1 - e, 0 becomes e.
     """
     _same_shape(logit, label)
     label = label.float() * (1 - 2 * label_smoothing) + label_smoothing
-    return F.binary_cross_entropy_with_logits(logit.float(), label)
+    loss = F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")  # (B,)
+    return (weight * loss).mean()
 
 
 def bradley_terry_loss(
-    chosen: torch.Tensor,
-    rejected: torch.Tensor,
-    margin: torch.Tensor | float = 0.0,
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
-) -> torch.Tensor:
+    weight: Tensor | float = 1.0,
+) -> Tensor:
     """Negative log-likelihood of the preferences under Bradley-Terry: (B,), (B,) -> scalar in nats.
 
     P(chosen > rejected) = sigmoid(r_chosen - r_rejected)      Bradley and Terry 1952
@@ -65,11 +71,9 @@ def bradley_terry_loss(
     _same_shape(chosen, rejected)
     difference = chosen.float() - rejected.float() - margin  # (B,)
     right, wrong = F.logsigmoid(difference), F.logsigmoid(-difference)
-    return -((1 - label_smoothing) * right + label_smoothing * wrong).mean()
+    return -(weight * ((1 - label_smoothing) * right + label_smoothing * wrong)).mean()
 
 
-def _same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+def _same_shape(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() != 1:
-        raise ValueError(
-            f"expected two vectors of one length, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        raise ValueError(f"expected two equally long vectors, got {(*a.shape,)} and {(*b.shape,)}")

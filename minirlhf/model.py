@@ -11,17 +11,13 @@ their scaling to length 1, so the ladder changes one thing at a time. Read next:
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minirlhf import checkpoint, encoders, heads, pooling
 
 FORMAT = 1  # of the model folder; raised when its layout changes
-HEADS = {
-    "regression": heads.MLPHead,
-    "classification": heads.PairHead,
-    "bt-frozen": heads.MLPHead,
-    "bt-finetune": heads.LinearHead,
-}
+HEADS = {"regression": heads.MLPHead, "classification": heads.PairHead,
+         "bt-frozen": heads.MLPHead, "bt-finetune": heads.LinearHead}  # fmt: skip
 
 
 class RewardModel(nn.Module):
@@ -36,7 +32,11 @@ class RewardModel(nn.Module):
         self.encoder, self.tokenizer, self.head, self.info = encoder, tokenizer, head, info
         self.pad_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
 
-    def vectors(self, ids: torch.Tensor, mask: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+    @property
+    def device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    def vectors(self, ids: Tensor, mask: Tensor, dtype=torch.float32) -> Tensor:
         """One vector a text: (N, T), (N, T) -> (N, D). `dtype`: the encoder's autocast."""
         with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
             if self.info["pooling"] == "as published":
@@ -45,7 +45,7 @@ class RewardModel(nn.Module):
             hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return pooling.POOLERS[self.info["pooling"]](hidden, mask)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, dtype=torch.float32) -> Tensor:
         """Reward of each text: (N, T), (N, T) -> (N,), head in float32 whatever `dtype`."""
         return self.head(self.vectors(ids, mask, dtype))
 
@@ -78,6 +78,7 @@ def build(
     if max_length > limit:
         raise ValueError(f"max-length {max_length} is more than {name!r} can read, {limit} tokens")
     info = dict(format=FORMAT, approach=approach, pooling=pooler, max_length=max_length, size=size)
+    info["temperature"] = 1.0  # fitted on validation at the end of training
     return RewardModel(encoder, tokenizer, HEADS[approach](size), info).to(device)
 
 

@@ -23,9 +23,10 @@ Copy this file alone; it needs torch only. Read next: `heads.py`.
 """
 
 import torch
+from torch import Tensor
 
 
-def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Average of the real tokens' states: (N, T, D), (N, T) -> (N, D).
 
     The mean-pooling of Sentence-BERT (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084).
@@ -36,14 +37,14 @@ def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return total / weight.sum(dim=1).clamp(min=1.0)
 
 
-def last_token_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def last_token_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """State of the last real token, on either padding side: (N, T, D), (N, T) -> (N, D)."""
     positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
     last = (positions * mask).argmax(dim=1)  # (N,) the largest position that is not masked
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
 
-def cls_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def cls_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """State of the first real token, on either padding side: (N, T, D), (N, T) -> (N, D)."""
     first = mask.int().argmax(dim=1)  # (N,) argmax returns the first of equal maxima
     return hidden[torch.arange(len(hidden), device=hidden.device), first].float()

@@ -9,7 +9,7 @@ or, from the command line,
 
 A score is the raw reward of training. A regression's lies on the scale of its ratings. A
 Bradley-Terry reward means nothing by itself; its difference to the reward of another response to
-the same prompt does: sigmoid(difference) is the probability of being preferred.
+the same prompt does, and `probability` says how much.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minirlhf import tokens
 from minirlhf.device import pick_device
@@ -27,8 +28,8 @@ from minirlhf.model import load as load_model
 class Scorer:
     """A trained model with its tokenizer, ready to judge text. `load` makes one."""
 
-    def __init__(self, model: RewardModel, device: torch.device):
-        self.model, self.device, self.approach = model, device, model.info["approach"]
+    def __init__(self, model: RewardModel):
+        self.model, self.approach = model, model.info["approach"]
 
     def score(self, prompt: str, response: str) -> float:
         """Reward of one response. Raises TypeError for a classification, which only compares."""
@@ -40,36 +41,51 @@ class Scorer:
             raise TypeError("a classification compares and cannot score one response; use rank")
         return self._map(self.model, prompts, responses).tolist()
 
+    def probability(self, prompt: str, a: str, b: str) -> float:
+        """Probability that `a` is preferred to `b`: sigmoid(margin / temperature).
+
+        The temperature was fitted on validation when the model was trained, which makes the number
+        one to bet on, for texts like those it was trained on (`metrics.fit_temperature`).
+        """
+        return self._win_probabilities(prompt, [a, b])[0, 1].item()
+
     def rank(self, prompt: str, responses: Sequence[str]) -> list[tuple[float, str]]:
         """(number, response), best first. The number is the reward; for a classification, the mean
-        probability of being preferred to each of the other responses."""
-        prompts, count = [prompt] * len(responses), len(responses)
-        if self.approach == "classification" and count > 1:
-            vectors = self._map(self.model.vectors, prompts, responses).to(self.device)  # (K, D)
-            with torch.inference_mode():  # every response against every other
-                logits = self.model.head(
-                    vectors.repeat_interleave(count, 0), vectors.repeat(count, 1)
-                )
-            wins = torch.sigmoid(logits).view(count, count).sum(1) - 0.5  # 1/2 against itself
-            numbers = (wins / (count - 1)).tolist()
-        elif self.approach == "classification":
-            numbers = [0.5] * count  # nothing to compare with
+        probability of being preferred to each of the other responses (1/2 if there is none)."""
+        others = len(responses) - 1
+        if self.approach != "classification":
+            numbers = self.score_many([prompt] * len(responses), responses)
+        elif others > 0:
+            wins = self._win_probabilities(prompt, responses).sum(1) - 0.5  # 1/2 against itself
+            numbers = (wins / others).tolist()
         else:
-            numbers = self.score_many(prompts, responses)
+            numbers = [0.5] * len(responses)
         return sorted(zip(numbers, responses, strict=True), key=lambda pair: -pair[0])
 
-    def _map(self, function, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
+    def _win_probabilities(self, prompt: str, responses: Sequence[str]) -> Tensor:
+        """(K, K): that of each response (row) over each response (column)."""
+        count, head = len(responses), self.model.head
+        vectors = self._map(self.model.vectors, [prompt] * count, responses).to(self.model.device)
+        with torch.inference_mode():
+            if self.approach == "classification":
+                margins = head(vectors.repeat_interleave(count, 0), vectors.repeat(count, 1))
+            else:
+                rewards = head(vectors)  # (K,)
+                margins = rewards[:, None] - rewards
+        return torch.sigmoid(margins.view(count, count) / self.model.info["temperature"]).cpu()
+
+    def _map(self, function, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         if len(prompts) == 0:
             return torch.empty(0)
         limit = self.model.info["max_length"]
         rows, _ = tokens.encode(prompts, responses, self.model.tokenizer, limit)
-        return tokens.map_batches(function, rows, self.model.pad_id, self.device)
+        return tokens.map_batches(function, rows, self.model.pad_id, self.model.device)
 
 
 def load(run: str | Path, device: str = "auto") -> Scorer:
     """Load what `train.py` saved in the folder `run`. Raises ValueError if it holds no model."""
     chosen = pick_device(device)
-    return Scorer(load_model(Path(run) / "model", chosen.device, chosen.attention), chosen.device)
+    return Scorer(load_model(Path(run) / "model", chosen.device, chosen.attention))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 TEMPLATE = "Question: {prompt}\n\nAnswer: {response}"
 
@@ -55,9 +56,7 @@ def encode(
     return rows, len(cut)
 
 
-def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
     """Right-pad to one length: N rows -> ids (N, T) and mask (N, T), both int64.
 
     T is rounded up to a multiple of 8: few distinct shapes, so the allocator and the kernels can
@@ -74,13 +73,13 @@ def pad(
 
 
 def map_batches(
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    function: Callable[[Tensor, Tensor], Tensor],
     rows: Sequence[Sequence[int]],
     pad_id: int,
     device: torch.device | str = "cpu",
     tokens: int = 8192,
     progress: Callable = lambda batches, name: batches,
-) -> torch.Tensor:
+) -> Tensor:
     """Apply `function(ids, mask)` to all rows without gradient and return its results in row order.
 
     Rows are taken longest first, as many at a time as fill `tokens` padded tokens, so memory peaks

@@ -25,7 +25,8 @@ def track(
 
     uri: None for MLflow's own default (its environment variable, else the local store), an
         address, or "none" for no tracking.
-    folder: its files are uploaded when the block ends, all but the model itself.
+    folder: its files and figures are uploaded when the block ends; the model is not.
+    Opened inside another one, the run is a child of that.
     Raises ValueError if the store cannot be reached.
     """
     if uri == "none":
@@ -38,7 +39,7 @@ def track(
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment)
-        run = mlflow.start_run(run_name=name)
+        run = mlflow.start_run(run_name=name, nested=True)
         mlflow.log_params(parameters)
     except Exception as error:  # a store raises what its backend raises
         raise ValueError(
@@ -58,10 +59,8 @@ def track(
 
     with run:
         yield log
-        for file in sorted(folder.rglob("*")) if folder else []:
-            inside = file.relative_to(folder)
-            if file.is_file() and inside.parts[0] != "model":
-                attempt(mlflow.log_artifact, str(file), str(inside.parent).strip(".") or None)
+        for file in [*folder.glob("*.*"), *folder.glob("figures")] if folder else []:
+            attempt(mlflow.log_artifact, str(file))
 
 
 def console_row(row: dict) -> str:

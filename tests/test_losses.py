@@ -70,7 +70,7 @@ def test_bfloat16_rewards_are_computed_in_float32():
 
 @pytest.mark.parametrize("loss", [mse_loss, bce_loss, bradley_terry_loss])
 def test_shapes_that_would_broadcast_are_refused(loss):
-    with pytest.raises(ValueError, match="two vectors"):
+    with pytest.raises(ValueError, match="two equally long vectors"):
         loss(torch.zeros(4, 1), torch.zeros(4))
 
 

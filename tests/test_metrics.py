@@ -1,8 +1,32 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import optimize, stats
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from minirlhf import metrics
+
+
+def names(n: int) -> list[str]:
+    return [str(i) for i in range(n)]
+
+
+def honest(n: int, seed: int = 0, temperature: float = 1.0) -> torch.Tensor:
+    """Margins of a model that is right as often as sigmoid(margin / temperature) says."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.5, 1, n)
+    right = rng.random(n) < confidence
+    return torch.tensor(temperature * np.log(confidence / (1 - confidence)) * (2 * right - 1))
+
+
+def summary_of(margins, prompts=None, subsets=None, **more):
+    n = len(margins)
+    lengths = more.pop("lengths", torch.tensor([[2, 1]] * n))
+    return metrics.summarize(margins, prompts or names(n), subsets or ["all"] * n, lengths, **more)
 
 
 def test_credit_counts_a_tie_one_half():
@@ -50,7 +74,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_mean_over_subsets_weighs_small_subsets_as_large_ones():
     margins = torch.tensor([1.0] * 90 + [-1.0] * 10)
     subsets = ["large"] * 90 + ["small"] * 10
-    summary = metrics.summarize(margins, list(map(str, range(100))), subsets)
+    summary = summary_of(margins, subsets=subsets)
     assert summary["accuracy"] == pytest.approx(0.9)
     assert summary["balanced_accuracy"] == pytest.approx(0.5)
     assert summary["subsets"] == {
@@ -64,8 +88,245 @@ def test_the_accuracy_of_a_part_is_no_mean_of_batch_means():
     margins = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])
     batch_means = [metrics.credit(batch).mean().item() for batch in margins.split(4)]
     assert sum(batch_means) / 2 == 0.5
-    summary = metrics.summarize(margins, list("abcde"), ["all"] * 5)
+    summary = summary_of(margins)
     assert summary["accuracy"] == pytest.approx(0.8)
+
+
+def test_with_one_pair_a_prompt_it_is_the_bootstrap_of_scipy():
+    values = torch.tensor(np.random.default_rng(2).exponential(size=80))
+    ours = metrics.bootstrap(values, names(80))
+    theirs = stats.bootstrap(
+        (values.numpy(),), np.mean, n_resamples=5000, method="percentile", rng=0
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=0.025)  # it is 0.44 wide
+
+
+def test_the_interval_of_the_mean_over_subsets_agrees_with_one_written_plainly():
+    rng = np.random.default_rng(3)
+    prompts = rng.integers(0, 60, 300)
+    subsets = np.where(rng.random(300) < 0.15, "small", "large")  # a prompt may be in both
+    values = (rng.random(300) < np.where(subsets == "small", 0.3, 0.8)).astype(float)
+    ours = metrics.bootstrap(torch.tensor(values), list(map(str, prompts)), list(subsets))
+
+    def mean_over_subsets(rows):
+        return np.mean([values[rows][subsets[rows] == s].mean() for s in ("small", "large")])
+
+    rows_of = [np.flatnonzero(prompts == p) for p in np.unique(prompts)]
+    means = [
+        mean_over_subsets(np.concatenate([rows_of[i] for i in drawn]))
+        for drawn in rng.integers(0, len(rows_of), (2000, len(rows_of)))
+    ]
+    assert ours.estimate == pytest.approx(mean_over_subsets(np.arange(300)))
+    assert (ours.low, ours.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
+
+
+def test_a_subset_that_some_resamples_do_not_hold_makes_no_interval_nan():
+    subsets = ["rare"] + ["common"] * 20  # no resample without the one prompt has a "rare" mean
+    interval = metrics.bootstrap(torch.tensor([0.0] + [1.0] * 20), names(21), subsets)
+    assert (interval.estimate, interval.low, interval.high) == (0.5, 0.5, 1.0)
+
+
+def test_on_the_same_pairs_a_small_lead_shows_that_two_intervals_hide():
+    better = torch.tensor([1.0, -1.0] * 100)
+    worse = torch.where(torch.arange(200) < 20, -1.0, better)  # ten more mistakes, none mended
+    a, b = metrics.credit(better), metrics.credit(worse)
+    assert metrics.bootstrap(a - a, names(200)) == (0, 0, 0)
+    lead = metrics.bootstrap(a - b, names(200))
+    assert lead.estimate == pytest.approx(0.05)
+    assert 0 < lead.low < lead.high
+    assert metrics.bootstrap(a, names(200)).low < metrics.bootstrap(b, names(200)).high
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_the_likelihood_agrees_with_the_formula(temperature):
+    margins, weight = torch.randn(50), torch.rand(50)
+    plain = -np.log(1 / (1 + np.exp(-margins.double().numpy() / temperature)))
+    ours = metrics.negative_log_likelihood(margins, temperature, weight)
+    assert ours == pytest.approx((weight.double().numpy() * plain).mean())
+
+
+def test_the_likelihood_of_a_coin_and_of_a_sure_mistake():
+    assert metrics.negative_log_likelihood(torch.zeros(3)) == pytest.approx(math.log(2))
+    # log(sigmoid(-1000)) would be log(0).
+    assert metrics.negative_log_likelihood(torch.tensor([-1000.0]), 2.0) == 500
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_temperature_agrees_with_scipy_and_with_a_logistic_regression(scale, weighted):
+    rng = np.random.default_rng(4)
+    margins = torch.tensor(scale * rng.normal(0.5, 1, 300)).float()
+    weight = torch.tensor(rng.exponential(size=300) if weighted else np.ones(300)).float()
+    ours = metrics.fit_temperature(margins, weight)
+    # Then the two imaginary pairs, one right and one wrong, written out.
+    size = margins.double().abs().mean()
+    margins = torch.cat([margins.double(), torch.stack([size, -size])])
+    weight = torch.cat([weight, torch.ones(2)])
+
+    def loss(log_temperature):
+        return metrics.negative_log_likelihood(margins, math.exp(log_temperature), weight)
+
+    around = math.log(scale)
+    best = optimize.minimize_scalar(loss, bounds=(around - 4, around + 4), method="bounded")
+    assert ours == pytest.approx(math.exp(best.x), rel=1e-3)
+    assert loss(math.log(ours)) <= best.fun + 1e-12
+    # Without an intercept, the slope of "right or not" on the margin is 1 / temperature. Every pair
+    # is shown both ways round, since a regression wants both classes.
+    x = margins.double().numpy() / scale  # near 1, where its solver is at home
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8)
+    model.fit(np.r_[x, -x][:, None], np.repeat([1, 0], 302), np.tile(weight.numpy(), 2))
+    assert ours == pytest.approx(scale / model.coef_.item(), rel=1e-3)
+
+
+def test_the_temperature_finds_how_much_too_sure_a_model_is():
+    margins = honest(20_000, temperature=3.0)
+    assert metrics.fit_temperature(margins) == pytest.approx(3.0, rel=0.05)
+    assert metrics.calibration_error(margins) > 0.1
+    assert metrics.calibration_error(margins, 3.0) < 0.02
+
+
+@pytest.mark.parametrize("count", [1, 20, 500])
+def test_a_few_pairs_that_are_all_right_ask_for_no_certainty(count):
+    # Laplace's rule of succession: `count` right and the two imaginary pairs, one of them right.
+    margins = torch.full((count,), 0.3)
+    probability = torch.sigmoid(margins[0] / metrics.fit_temperature(margins)).item()
+    assert probability == pytest.approx((count + 1) / (count + 2), abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[0.2], [0.2] * 9, [1e-6, 1.0, 40.0], [0.0, 2.0]])
+def test_where_all_are_wrong_every_probability_is_near_one_half(sizes):
+    margins = -torch.tensor(sizes)
+    temperature = metrics.fit_temperature(margins)
+    assert temperature == pytest.approx(100 * margins.abs().mean().item())
+    assert torch.sigmoid(margins / temperature) == pytest.approx(0.5, abs=0.01)
+
+
+def test_ties_alone_have_no_temperature():
+    assert metrics.fit_temperature(torch.zeros(4)) == 1
+
+
+@pytest.mark.parametrize("bins", [1, 4, 10])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
+def test_reliability_agrees_with_sklearn(bins, temperature):
+    margins = honest(500, seed=5).float()
+    ours = metrics.reliability(margins, temperature, bins)
+    confidence = torch.sigmoid(margins.double().abs() / temperature).numpy()
+    # sklearn's bins go from 0 to 1 and leave out the empty ones, here the lower half.
+    right, sure = calibration_curve(margins > 0, confidence, n_bins=2 * bins)
+    assert [row[:2] for row in ours] == [pytest.approx(p) for p in zip(sure, right, strict=True)]
+    assert sum(n for _, _, n in ours) == 500
+
+
+def test_the_calibration_error_agrees_with_a_plain_loop():
+    margins, bins = honest(300, seed=6), 7
+    pairs = [(1 / (1 + math.exp(-abs(m))), m > 0) for m in margins.tolist()]
+    error = 0
+    for i in range(bins):
+        low, high = 0.5 + 0.5 * i / bins, 0.5 + 0.5 * (i + 1) / bins
+        inside = [(sure, right) for sure, right in pairs if low <= sure < high]
+        error += abs(sum(sure - right for sure, right in inside)) / len(pairs)
+    assert metrics.calibration_error(margins, bins=bins) == pytest.approx(error)
+
+
+def test_reliability_of_a_coin_and_of_the_very_sure():
+    assert metrics.reliability(torch.zeros(6)) == [(0.5, 0.5, 6)]  # a tie is half right
+    sure = torch.tensor([1000.0, 1000.0, 1000.0, -1000.0])
+    assert metrics.reliability(sure) == [(1.0, 0.75, 4)]
+    assert metrics.calibration_error(sure) == 0.25
+    # A confidence of exactly 1 is in the last bin, with one of 0.98.
+    assert [n for _, _, n in metrics.reliability(torch.tensor([1000.0, 4.0]))] == [2]
+
+
+def test_small_samples_inflate_the_calibration_error_as_the_docstring_says():
+    errors = {
+        n: np.mean([metrics.calibration_error(honest(n, seed)) for seed in range(60)])
+        for n in (200, 3200)
+    }
+    assert 0.25 < errors[200] / math.sqrt(10 / 200) < 0.5
+    assert errors[200] / errors[3200] == pytest.approx(4, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_agrees_with_scipy_where_there_are_ties(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 4, 30), rng.normal(size=30).round(1)
+    ours = metrics.spearman(torch.tensor(a), torch.tensor(b).float())
+    assert ours == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_spearman_sees_only_the_order():
+    a = torch.randn(40)
+    assert metrics.spearman(a, a.exp()) == pytest.approx(1)
+    assert metrics.spearman(a, -(a**3)) == pytest.approx(-1)
+    assert math.isnan(metrics.spearman(a, torch.full((40,), 0.3)))
+
+
+def test_rating_errors_agree_with_sklearn():
+    ratings = torch.randint(1, 11, (100,)).float()
+    predicted = ratings + 2 * torch.randn(100) + 1
+    assert metrics.rating_errors(predicted, ratings) == pytest.approx(
+        {
+            "mae": mean_absolute_error(ratings, predicted),
+            "rmse": root_mean_squared_error(ratings, predicted),
+            "r2": r2_score(ratings, predicted),
+        }
+    )
+
+
+def test_predicting_the_mean_explains_nothing():
+    ratings = torch.tensor([1.0, 3.0, 8.0])
+    assert metrics.rating_errors(torch.full((3,), 4.0), ratings)["r2"] == pytest.approx(0)
+    assert metrics.rating_errors(ratings, ratings) == {"mae": 0, "rmse": 0, "r2": 1}
+
+
+def test_a_summary_by_hand():
+    margins = torch.tensor([2.0, -1.0, 0.0, 3.0])
+    rewards = torch.tensor([[3.0, 1.0], [0.0, 1.0], [2.0, 2.0], [4.0, 1.0]])
+    lengths = torch.tensor([[5, 3], [9, 2], [2, 7], [4, 4]])
+    summary = summary_of(
+        margins, ["p", "p", "q", "r"], list("aabb"), lengths=lengths, rewards=rewards
+    )
+    assert (summary["n"], summary["n_prompts"]) == (4, 3)
+    assert (summary["accuracy"], summary["balanced_accuracy"]) == (0.625, 0.625)
+    assert summary["subsets"] == {"a": {"n": 2, "accuracy": 0.5}, "b": {"n": 2, "accuracy": 0.75}}
+    assert summary["chosen_longer"] == {"n": 2, "accuracy": 0.5}
+    assert summary["chosen_shorter"] == {"n": 1, "accuracy": 0.5}  # equal lengths are in neither
+    assert (summary["tie_rate"], summary["mean_margin"]) == (0.25, 1)
+    expected = stats.spearmanr(rewards.flatten(), lengths.flatten()).statistic
+    assert summary["length_correlation"] == pytest.approx(expected)
+
+
+def test_a_summary_says_what_the_temperature_mends():
+    margins = honest(2000, seed=7, temperature=4.0)
+    before, after = summary_of(margins), summary_of(margins, temperature=4.0)
+    assert before["nll_calibrated"] == before["nll"] == after["nll"]
+    assert after["nll_calibrated"] < after["nll"] - 0.1
+    assert after["calibration_error_calibrated"] < after["calibration_error"] - 0.1
+    assert after["accuracy"] == before["accuracy"]
+    # A classification has no rewards to correlate.
+    assert "length_correlation" not in after
+
+
+def test_an_accuracy_at_the_detectable_distance_is_told_from_a_coin_four_times_in_five():
+    margins = torch.tensor([1.0, -1.0] * 200)
+    detectable = summary_of(margins)["detectable"]
+    accuracy = np.random.default_rng(8).binomial(400, 0.5 + detectable, 4000) / 400
+    shown = accuracy - 1.96 * np.sqrt(accuracy * (1 - accuracy) / 400) > 0.5
+    assert shown.mean() == pytest.approx(0.8, abs=0.05)
+    # Pairs of one prompt that agree are no further evidence: 40 prompts show as much as 40 pairs.
+    clustered = summary_of(margins, [str(i % 40) for i in range(400)])["detectable"]
+    alone = summary_of(margins[:40])["detectable"]
+    assert clustered == pytest.approx(alone, rel=0.1)
+
+
+@pytest.mark.parametrize("margins", [[1.5], [-1.5], [0.0], [0.0, 0.0], [2.0, 2.0, 2.0]])
+def test_the_smallest_parts_have_a_summary_of_finite_numbers(margins):
+    margins = torch.tensor(margins)
+    summary = summary_of(margins, temperature=metrics.fit_temperature(margins))
+    assert summary["n"] == len(margins)
+    assert summary["chosen_shorter"] == {"n": 0, "accuracy": None}
+    numbers = [value for value in summary.values() if isinstance(value, float)]
+    assert len(numbers) > 10 and all(map(math.isfinite, numbers))
 
 
 def test_no_pairs():

@@ -29,10 +29,10 @@ def fit(built, token_rows, part, epochs, **settings):
     args = SimpleNamespace(**(ARGS | {"epochs": epochs} | settings))
     if built.info["approach"] == "bt-finetune":
         history = list(loops.fit_finetune(built, token_rows, part, part, args))
-        return history, loops.evaluate_finetune(built, token_rows, part)[1]
+        return history, loops.evaluate(built, token_rows, part)[1]
     features = tokens.map_batches(built.vectors, token_rows, built.pad_id)
     history = list(loops.fit_frozen(built, features, part, part, args))
-    return history, loops.evaluate_frozen(built, features, part)[1]
+    return history, loops.evaluate(built, features, part)[1]
 
 
 @pytest.mark.parametrize("approach", STEPS)
@@ -54,10 +54,10 @@ def test_a_decoder_overfits_eight_pairs(tiny_decoder):
 def test_the_first_loss_is_ln_2(approach, tiny_encoder):
     built, token_rows, part = prepare(approach, tiny_encoder)
     if approach == "bt-finetune":
-        loss, _ = STEPS[approach](built, loops.token_batch(token_rows, part, range(8), 0))
+        loss, _ = STEPS[approach](built, *loops.batch(token_rows, part, range(8), 0))
     else:
         features = tokens.map_batches(built.vectors, token_rows, built.pad_id)
-        loss, _ = STEPS[approach](built, loops.frozen_batch(features, part))
+        loss, _ = STEPS[approach](built, features, part)
     assert loss.item() == pytest.approx(0.693147, abs=1e-6)
 
 
@@ -95,13 +95,13 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder, monkey
 def test_dropout_is_off_in_training_unless_asked_for(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
     torch.nn.init.normal_(built.head.output.weight)
-    batch = loops.token_batch(token_rows, part, range(8), built.pad_id)
+    batch = loops.batch(token_rows, part, range(8), built.pad_id)
     seen = {}
     for dropout in (0.0, 0.3):
         args = SimpleNamespace(**(ARGS | {"epochs": 1, "dropout": dropout}))
         next(loops.fit_finetune(built, token_rows, part, part, args))
         built.train(dropout > 0)
-        seen[dropout] = torch.equal(*(STEPS["bt-finetune"](built, batch)[1] for _ in range(2)))
+        seen[dropout] = torch.equal(*(STEPS["bt-finetune"](built, *batch)[1] for _ in range(2)))
     assert seen == {0.0: True, 0.3: False}
 
 
@@ -115,13 +115,13 @@ def test_dropout_on_an_encoder_without_dropout_layers_is_refused(tiny_encoder):
 
 def test_margin_and_label_smoothing_reach_the_loss(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
-    batch = loops.token_batch(token_rows, part, range(8), 0)
+    batch = loops.batch(token_rows, part, range(8), 0)
     step = STEPS["bt-finetune"]
-    gap = batch.chosen_rating - batch.rejected_rating
+    gap = part.chosen_rating - part.rejected_rating
     expected = torch.nn.functional.softplus(0.5 * gap).mean()
-    torch.testing.assert_close(step(built, batch, Options(margin=0.5))[0], expected)
+    torch.testing.assert_close(step(built, *batch, Options(margin=0.5))[0], expected)
     torch.nn.init.normal_(built.head.output.weight)
-    plain, smooth = step(built, batch)[0], step(built, batch, Options(label_smoothing=0.3))[0]
+    plain, smooth = step(built, *batch)[0], step(built, *batch, Options(label_smoothing=0.3))[0]
     assert not torch.isclose(plain, smooth)
 
 
@@ -133,10 +133,10 @@ def test_early_stopping_restores_the_best_epoch(tiny_encoder):
     args = SimpleNamespace(**(ARGS | {"epochs": 200, "patience": 3, "lr": 1e-2}))
     history = list(loops.fit_frozen(built, features, train, validation, args))
     assert len(history) < 200
-    best = max(row["validation_accuracy"] for row in history)
-    with torch.no_grad():
-        _, margins = STEPS["bt-frozen"](built, loops.frozen_batch(features, validation))
-    assert (margins > 0).float().mean().item() == pytest.approx(best)
+    best = min(history, key=lambda row: row["calibrated_loss"])
+    loss, margins, _ = loops.evaluate(built, features, validation)
+    assert loss == pytest.approx(best["validation_loss"])
+    assert (margins > 0).float().mean().item() == pytest.approx(best["validation_accuracy"])
     assert [row["best"] for row in history][-3:] == [False] * 3
 
 
@@ -222,3 +222,20 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     write("new")
     assert (tmp_path / "model" / "a.txt").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir() if "model" in p.name] == ["model"]
+
+
+def test_weights_reach_the_loss_of_every_approach(tiny_encoder):
+    for approach, step in STEPS.items():
+        built, token_rows, part = prepare(approach, tiny_encoder)
+        for parameter in built.head.parameters():
+            torch.nn.init.normal_(parameter)
+        only_first = part._replace(weight=torch.tensor([8.0] + [0.0] * 7))
+        first = data.Part(*(t[:1] for t in part))
+        losses = []
+        for chosen in (only_first, first):
+            if approach == "bt-finetune":
+                texts, chosen = loops.batch(token_rows, chosen, range(len(chosen.chosen)), 0)
+            else:
+                texts = tokens.map_batches(built.vectors, token_rows, built.pad_id)
+            losses.append(step(built, texts, chosen)[0].detach())
+        torch.testing.assert_close(*losses)

@@ -31,7 +31,7 @@ def test_the_first_screen_holds_exactly_the_two_commands():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
 def test_train_commands_parse(command):
     args = train.parse(shlex.split(command)[2:])
-    assert args.approach in train.APPROACHES
+    assert args.approach in (*train.APPROACHES, "all")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "minirlhf.score" in c])

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
     assert config["data"]["parts"]["test"] == test["n"]
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2]
+    pictures = {"learning_curves.png", "rewards.png", "reliability.png", "subsets.png"}
+    assert pictures <= {file.name for file in (folder / "figures").iterdir()}
+    assert ("mae" in test) == (approach == "regression")
+    assert math.isfinite(test["nll_calibrated"]) and test["temperature"] > 0
     said = capsys.readouterr().out
     for words in ("test accuracy", "95 % interval", "seconds; everything is in", "next: python -m"):
         assert words in said
@@ -52,6 +57,9 @@ def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
     tested = train_parts(pairs_file)[2]
     right = [scorer.rank(p.prompt, [p.rejected, p.chosen])[0][1] == p.chosen for p in tested]
     assert sum(right) / len(right) == pytest.approx(test["accuracy"], abs=1e-6)
+    # And its probabilities are those whose likelihood is in metrics.json.
+    likelihood = [-math.log(scorer.probability(p.prompt, p.chosen, p.rejected)) for p in tested]
+    assert sum(likelihood) / len(tested) == pytest.approx(test["nll_calibrated"], abs=1e-4)
     # The same command gives the same numbers, in the next free folder.
     run(*flags, "--max-length", "96", "--epochs", "2", "--batch-size", "8")
     again = metrics(f"runs/{approach}-2")
@@ -104,7 +112,7 @@ def test_mlflow_gets_parameters_curves_and_artifacts(tiny_encoder, pairs_file):
         metrics("out")["test"]["accuracy"]
     )
     files = {file.path for file in client.list_artifacts(tracked.info.run_id)}
-    assert {"config.json", "metrics.json", "history.jsonl"} <= files
+    assert {"config.json", "metrics.json", "history.jsonl", "mistakes.md", "figures"} <= files
     assert "model" not in files
 
 
@@ -258,7 +266,7 @@ def test_overwrite_replaces_a_run_and_only_a_run(tiny_encoder, pairs_file):
 def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatch, capsys):
     from minirlhf import loops
 
-    real = loops.evaluate_finetune
+    real = loops.evaluate
     calls = []
 
     def second_time_interrupted(*args, **kwargs):
@@ -267,7 +275,7 @@ def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatc
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loops, "evaluate_finetune", second_time_interrupted)
+    monkeypatch.setattr(loops, "evaluate", second_time_interrupted)
     with pytest.raises(SystemExit) as stop:
         run(
             "--dataset",
@@ -310,3 +318,83 @@ def test_the_score_command_prints_the_best_first(tiny_encoder, pairs_file, capsy
         score.main(["nowhere", "--prompt", "a", "--response", "b"])
     assert stop.value.code == 2
     assert "no trained model" in capsys.readouterr().err
+
+
+def test_all_approaches_on_the_same_folds(tiny_encoder, pairs_file, capsys):
+    import mlflow
+
+    flags = ["--approach", "all", "--folds", "2", "--dataset", pairs_file, "--model", tiny_encoder]
+    flags += ["--max-length", "96", "--epochs", "1", "--warmup", "0.2", "--output", "out"]
+    train.main([*flags, "--tracking-uri", "sqlite:///tracked.db"])
+    rows = json.loads(Path("out/comparison.json").read_text())
+    trained = [row["name"] for row in rows if "trained" in row]
+    assert sorted(trained) == sorted([*train.APPROACHES, "response only"])
+    assert [row["name"] for row in rows[-3:]] == ["response only", "longer response", "chance"]
+    # The pooled accuracy is that of both folds' pairs; each pair is tested once.
+    folds = [metrics(f"out/regression-{fold}")["test"] for fold in (0, 1)]
+    right = sum(fold["n"] * fold["accuracy"] for fold in folds)
+    (row,) = [row for row in rows if row["name"] == "regression"]
+    assert row["n"] == folds[0]["n"] + folds[1]["n"]
+    assert row["accuracy"] == pytest.approx(right / row["n"])
+    best, second = rows[:2]
+    difference = second["accuracy"] - best["accuracy"]
+    assert second["minus_better_accuracy"] == pytest.approx(difference)
+    assert Path("out/comparison.md").read_text() in capsys.readouterr().out
+    assert Path("out/comparison.png").exists()
+    # Features are computed in the first fold that needs them; of two kinds, for three approaches.
+    logs = {(a, f): Path(f"out/{a}-{f}.log").read_text() for a in train.APPROACHES for f in (0, 1)}
+    assert [key for key, log in logs.items() if "seconds, computed" in log] == [
+        ("regression", 0),
+        ("bt-frozen", 0),
+    ]
+    # A flag goes to the approaches that have a use for it.
+    warmup = {a: config(f"out/{a}-0")["arguments"]["warmup"] for a in train.APPROACHES}
+    assert warmup == {"bt-finetune": 0.2} | dict.fromkeys(train.APPROACHES[:3])
+    client = mlflow.MlflowClient("sqlite:///tracked.db")
+    runs = client.search_runs([client.get_experiment_by_name("minirlhf").experiment_id])
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(runs) == 11 and parents == {None, parent.info.run_id}
+    assert parent.data.metrics["regression_accuracy"] == pytest.approx(row["accuracy"])
+
+
+def config(folder):
+    return json.loads((Path(folder) / "config.json").read_text())
+
+
+def test_response_only_reads_no_prompt(tiny_encoder, pairs_file):
+    rows = [json.loads(line) for line in Path(pairs_file).read_text().splitlines()]
+    for row in rows:  # another question of the same split: only its spacing and case differ
+        row["prompt"] = row["prompt"].upper().replace(" ", "  ")
+    Path("shouted.json").write_text(json.dumps(rows))
+    flags = ["--approach", "bt-frozen", "--model", tiny_encoder, "--max-length", "96"]
+    results = []
+    for dataset in (pairs_file, "shouted.json"):
+        for more in ([], ["--response-only"]):
+            run(*flags, "--dataset", dataset, "--epochs", "3", *more, "--output", "out")
+            results.append(metrics("out")["test"]["nll"])
+            shutil.rmtree("out")
+    assert results[1] == results[3]
+    assert len({results[0], results[1], results[2]}) == 3
+
+
+def test_balance_gives_every_subset_the_same_weight():
+    from minirlhf import data
+
+    pairs = [data.PreferencePair(str(i), "a", "b", subset="xy"[i > 7]) for i in range(10)]
+    _, _, (plain,) = data.index_texts(pairs)
+    _, _, (balanced,) = data.index_texts(pairs, balance=True)
+    assert plain.weight.tolist() == [1.0] * 10
+    assert balanced.weight[:8].sum() == balanced.weight[8:].sum() == 5
+
+
+def test_contradictory_flags_are_refused(capsys):
+    for flags, words in (
+        (["--fold", "2", "--folds", "3"], "not both"),
+        (["--approach", "all", "--no-cache"], "all does not use --no-cache"),
+        (["--folds", "6"], "not between 1 and 5"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train.parse(flags)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err

@@ -33,7 +33,6 @@ reward model learns a known rule, not how well it would judge people's texts.
 What to copy: `generate` for a preference set that needs no download; `draw_answer` to judge any
 reward model against ratings that are right by construction. For a set of your own, change
 TEMPLATES. A seed gives the same rows on every machine, and fewer pairs are a prefix of more.
-Read next: `tokens.py`.
 
 >>> rng = random.Random(28)
 >>> problem = make_problem(rng)
@@ -293,7 +292,7 @@ def draw_answer(problem: Problem, rng: random.Random) -> GradedAnswer:
     return make_answer(problem, flaws, rng)
 
 
-def generate(pairs: int = 3000, seed: int = 0, answers_per_prompt: int = 4) -> list[dict]:
+def generate(pairs: int = 5000, seed: int = 0, answers_per_prompt: int = 4) -> list[dict]:
     """Make preference rows: prompt, chosen, rejected, chosen_rating, rejected_rating, subset.
 
     Each prompt gets `answers_per_prompt` distinct answers, and every two of different rating make a
