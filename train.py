@@ -29,7 +29,7 @@ APPROACHES = ("regression", "classification", "bt-frozen", "bt-finetune")
 # fmt: off
 TUNED = {
     "epochs": (int, 1, 10**6, 100, 3, "passes over the training pairs"),
-    "batch_size": (int, 1, 10**6, 64, 16, "pairs in one forward"),
+    "batch_size": (int, 1, 10**6, 64, 32, "pairs in one forward"),
     "accumulate": (int, 1, 10**6, None, 1, "forwards in one step, to save memory"),
     "lr": (float, 0, 10, 1e-3, 1e-4, "AdamW's; bt-finetune's is a peak, and ten times it a head's"),
     "weight_decay": (float, 0, 10, 0.1, 0.01, "AdamW's; a head on few pairs overfits"),
