@@ -1,14 +1,15 @@
 """Train one reward model from preferences, start to end, in one flat script.
 
 Examples:
-    python train.py                                     the bundled data, the best approach
-    python train.py --approach regression               one of the three frozen ones: seconds
+    python train.py                                     the bundled data, bt-finetune
+    python train.py --approach regression               one of the three on frozen features
     python train.py --approach all --folds 5            all four on the same pairs, and a table
     python train.py --dataset pairs.jsonl --epochs 3    your own data
 
 Read it top to bottom: the flags, the data, the model, the loop, the result. Each section calls one
 file of `minirlhf/` and names it; you only need to go there to see how. The run writes a run folder:
-`config.json`, `history.jsonl`, `metrics.json`, `model/`, `figures/`, `mistakes.md` and `README.md`.
+`config.json`, `history.jsonl`, `metrics.json`, `model/`, `figures/`, `mistakes.md` and `README.md`;
+`--approach all` and `--folds` write one for each run, and `comparison.md`, `.json` and `.png`.
 """
 
 import argparse
@@ -23,23 +24,23 @@ from pathlib import Path
 
 APPROACHES = ("regression", "classification", "bt-frozen", "bt-finetune")
 
-# The flags whose default depends on the approach: their type and range, the default of the three
-# frozen approaches and that of bt-finetune, what they do, and why. Defaults were compared on
-# validation data. None: the approach has no use for the flag, and typing it is an error.
+# How to train: for each flag its type and range, the default of the three frozen approaches and
+# that of bt-finetune, what it does, and why. Defaults were compared on validation data. None: the
+# frozen approaches have no use for the flag, and typing it for one of them is an error.
 # fmt: off
 TUNED = {
     "epochs": (int, 1, 10**6, 100, 3, "passes over the training pairs"),
     "batch_size": (int, 1, 10**6, 64, 32, "pairs in one forward"),
     "accumulate": (int, 1, 10**6, None, 1, "forwards in one step, to save memory"),
-    "lr": (float, 0, 10, 1e-3, 1e-4, "AdamW's; bt-finetune's is a peak, and ten times it a head's"),
+    "lr": (float, 0, 10, 1e-3, 1e-4, "AdamW's; in bt-finetune its head's is ten times as high"),
     "weight_decay": (float, 0, 10, 0.1, 0.01, "AdamW's; a head on few pairs overfits"),
     "warmup": (float, 0, 1, None, 0.1, "share of the steps in which the rate rises (Adam's first "
         "steps are badly informed); then it falls to 0"),
-    "clip": (float, 1e-9, 1e9, None, 1.0, "longer gradients are scaled down"),
-    "dropout": (float, 0, 0.9, None, 0.0, "off: noise as large as the margins"),
-    "label_smoothing": (float, 0, 0.5, 0.0, 0.0, "share of wrong pairs"),
+    "clip": (float, 1e-9, 1e9, None, 1.0, "largest norm of a gradient; longer ones shrink to it"),
+    "dropout": (float, 0, 0.9, None, 0.0, "off: its noise is as large as the margins"),
+    "label_smoothing": (float, 0, 0.5, 0.0, 0.0, "share of pairs taken to be labelled wrong"),
     "margin": (float, 0, 100, 0.0, 0.0, "reward gap asked per point of rating gap"),
-    "patience": (int, 1, 10**6, 10, 3, "epochs without a better one before it stops"),
+    "patience": (int, 1, 10**6, 10, 3, "stop after so many epochs without a lower calibrated loss"),
 }
 # fmt: on
 
@@ -65,24 +66,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=(*APPROACHES, "all"), default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
-        "on frozen hidden states. bt-finetune: the same, encoder trained. all: the four on the "
-        "same pairs, and a table of them (default: %(default)s)")
+        "on frozen hidden states. bt-finetune: the same, encoder trained. all: the "
+        "four, and bt-finetune without prompts, on the same pairs (default: %(default)s)")
     add("--response-only", action="store_true",
-        help="blank the prompts: what can be had without reading the question")
+        help="blank the prompts, to see what the responses alone give away")
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="arithmetic",
         help="arithmetic (bundled), argilla-math, a .jsonl, .json, .csv or .parquet file, a folder "
         "of them, or a hub id (default: %(default)s)")
-    add("--split", default="train", help="of a folder or hub id (default: %(default)s)")
+    add("--split", default="train", help="which one of a folder or hub id (default: %(default)s)")
     for role in ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"):
-        add(f"--{role}-column", metavar="NAME", help="(default: by its name)")
+        add(f"--{role}-column", metavar="NAME", help="its name, if an unusual one")
     add("--limit", type=number(int, 1, 10**9), metavar="N", help="the first N pairs (default: all)")
     add("--balance", action="store_true",
         help="weigh pairs so that all values of the column `subset` count the same in the loss")
     add("--fold", type=number(int, 0, 4), default=0, metavar="0..4",
         help="which fifth of the prompts is the test part (default: %(default)s)")
     add("--folds", type=number(int, 1, 5), metavar="1..5",
-        help="train on so many folds in turn and pool their test parts; 5: all pairs are tested")
+        help="the first N folds in turn, and their test parts pooled; 5: all pairs are tested")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2",
         help="a folder or a hub id: an encoder, or for bt-* also a decoder (default: %(default)s)")
@@ -99,8 +100,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("the run").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N",
-        help="of the head and the order of pairs (default: %(default)s)")
-    add("--output", metavar="FOLDER", help="run folder (default: runs/APPROACH)")
+        help="of the head's start and the order of pairs (default: %(default)s)")
+    add("--output", metavar="FOLDER", help="run folder (default: runs/APPROACH, or -2, -3 ...)")
     add("--overwrite", action="store_true", help="replace the run in the folder typed as --output")
     add("--no-cache", action="store_true", help="do not keep frozen features on disk")
     add("--tracking-uri", metavar="URI", help="MLflow's; none for no tracking (default: local)")
@@ -110,7 +111,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     frozen, best, some = APPROACHES[:3], ("bt-finetune", "all"), ("bt-frozen", "bt-finetune", "all")
     users_of = {name: best for name, (*_, default, _, _) in TUNED.items() if default is None}
-    users_of |= {"no_cache": frozen, "pooling": some, "margin": some}
+    users_of |= {"no_cache": (*frozen, "all"), "pooling": some, "margin": some}
     users_of["label_smoothing"] = ("classification", *some)
     for name, users in users_of.items():
         if args.approach not in users and str(getattr(args, name)) not in ("None", "False"):
@@ -131,11 +132,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def settle(args: argparse.Namespace, approach: str, **changes) -> argparse.Namespace:
-    """The settings of one approach: what was typed if it has a use for it, else its default."""
-    settled = argparse.Namespace(**vars(args) | {"approach": approach} | changes)
-    settled.pooling = args.pooling if approach.startswith("bt-") else None
+    """The settings of one approach: what was typed, else its default. None where it has no use."""
+    unused = {} if approach.startswith("bt-") else {"pooling": None, "margin": 0.0}
+    settled = argparse.Namespace(**vars(args) | {"approach": approach} | unused | changes)
     for name, (*_, frozen, finetune, _) in TUNED.items():
-        default, typed = finetune if approach == "bt-finetune" else frozen, getattr(args, name)
+        default, typed = finetune if approach == "bt-finetune" else frozen, getattr(settled, name)
         setattr(settled, name, default if typed is None or default is None else typed)
     return settled
 
@@ -190,42 +191,42 @@ def run(args: argparse.Namespace) -> dict:
     # The test part does not depend on the approach, so that all are tested on the same pairs.
     rated = args.approach == "regression" or bool(args.margin)
     train, validation, test = data.split(pairs, args.fold)
-    train = data.usable(train, rated, ties=args.approach == "regression")
-    validation = data.usable(validation, rated)
-    parts = {"train": train, "validation": validation, "test": data.usable(test)}
+    learned = data.usable(train, rated, ties=args.approach == "regression")
+    parts = {"train": data.usable(train, rated), "validation": data.usable(validation, rated)}
+    parts["test"] = data.usable(test)
     if not all(parts.values()):
         raise ValueError("too few pairs; regression and --margin need ratings, others unequal ones")
-    counts["parts"] = {name: len(part) for name, part in parts.items()}
-    counts["near_duplicates"] = data.near_duplicates(train, test)
+    counts["parts"] = {name: len(part) for name, part in parts.items()} | {"train": len(learned)}
+    counts["near_duplicates"] = data.near_duplicates(learned, test)
     print(f"data      {args.dataset}")
     for key, value in counts.items():
         print(f"  {key:26} {value}")
-    print("\n" + "\n\n".join(map(data.show, train[:2])))
+    print("\n" + "\n\n".join(map(data.show, learned[:2])))
 
     # ---- model (model.py) and tokens (tokens.py): each distinct text once
     _, why = encoders.resolve(args.model)
-    how = args.pooling, args.max_length, attention, device
-    model = models.build(args.approach, args.model, *how)
+    settings = args.pooling, args.max_length, attention, device
+    model = models.build(args.approach, args.model, *settings)
     frozen = args.approach != "bt-finetune"
     weights = encoders.fingerprint(model.encoder)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\nencoder   {args.model} ({why})")
     print(f"model     pooling: {model.info['pooling']}; {trained:,} parameters are trained")
-    # All pairs first, so that a text has the same number, and one cached feature, in every fold.
-    texts = data.index_texts(pairs, *parts.values(), balance=args.balance)
-    prompts, responses, (_, *indexed) = texts
-    prompts = [""] * len(prompts) if args.response_only else prompts
-    inputs, cut = tokens.encode(prompts, responses, model.tokenizer, args.max_length)
+    # Numbered over all pairs, not over the parts: every fold finds the same cached features.
+    texts = data.index_texts(pairs, learned, *parts.values(), balance=args.balance)
+    prompts, responses, (_, learned, *indexed) = texts
+    model.info["response_only"] = args.response_only
+    inputs, cut = model.encode(prompts, responses)
     print(f"texts     {len(inputs):,} distinct, {cut} of them cut to {args.max_length} tokens")
 
     # ---- frozen features (encoders.py): computed once, kept on disk
     if frozen:
         folder = None if args.no_cache else encoders.cache_folder()
         configs = [m.config for m in model.encoder.modules() if hasattr(m, "config")]
-        key = {"weights": weights, "how": f"{model.info['pooling']} {model.encoder} {configs}"}
-        key |= encoders.versions()
-        texts = model.vectors, inputs, model.pad_id, device
-        embed = partial(tokens.map_batches, *texts, progress=progress_bar)
+        how = f"{device} {attention} {model.info['pooling']} {model.encoder} {configs}"
+        key = {"weights": weights, "how": how} | encoders.versions()
+        work = model.vectors, inputs, model.pad_id, device
+        embed = partial(tokens.map_batches, *work, progress=progress_bar)
         features, took, origin = encoders.cached(embed, inputs, folder, **key)
         inputs = features.to(device)  # (U, D) takes the place of the U token rows
         print(f"features  {tuple(features.shape)}, {took:.0f} seconds, {origin}")
@@ -236,8 +237,7 @@ def run(args: argparse.Namespace) -> dict:
     config["encoder"] = {"name": args.model, "source": why, "sha256": weights, "trained": trained}
     config["data"] = counts | {"texts": len(inputs), "texts_cut": cut}
     config |= {"device": f"{device}, {dtype}: {reason}", "versions": encoders.versions()}
-    used = {key: value for key, value in vars(args).items() if value is not None}
-    with track(args.tracking_uri, args.experiment, output.name, used, output) as log:
+    with track(args.tracking_uri, args.experiment, output.name, vars(args), output) as log:
         if args.overwrite and output.exists():
             shutil.rmtree(output)
         output.mkdir(parents=True)
@@ -248,17 +248,13 @@ def run(args: argparse.Namespace) -> dict:
         fit = loops.fit_frozen if frozen else loops.fit_finetune
         options = Options(args.label_smoothing or 0.0, args.margin or 0.0, dtype, progress_bar)
         history = []
-        for row in fit(model, inputs, *indexed[:2], args, options):
+        for row in fit(model, inputs, learned, indexed[1], args, options):
             print(console_row(row))
             checkpoint.append_jsonl(output / "history.jsonl", row)
             log(row, step=row["epoch"])
             history.append(row)
             if row["best"] and not frozen:
                 models.save(model, output / "model")  # a crash costs one epoch at most
-        # Divided by its temperature, a margin gives an honest probability (see metrics.py): of the
-        # data as they are, so --balance has no part in it.
-        _, margins, _ = loops.evaluate(model, inputs, indexed[1])
-        temperature = model.info["temperature"] = metrics.fit_temperature(margins)
         models.save(model, output / "model")
 
         # ---- evaluation (metrics.py): the test part is read once, here
@@ -267,14 +263,16 @@ def run(args: argparse.Namespace) -> dict:
             # In float32, as in scoring; the large training part as it was trained.
             how = options if name == "train" else Options()
             _, margins, rewards = loops.evaluate(model, inputs, index, how)
-            lengths = torch.tensor(
-                [[len(pair.chosen), len(pair.rejected)] for pair in part]
-            ).float()
+            sides = [[len(pair.chosen), len(pair.rejected)] for pair in part]
+            lengths = torch.tensor(sides).float()  # (N, 2)
             labels = [data.normalize(p.prompt) for p in part], [p.subset for p in part]
+            temperature = model.info["temperature"]  # fitted on validation, at the best epoch
             results[name] = metrics.summarize(margins, *labels, lengths, rewards, temperature)
             ratings = torch.stack([index.chosen_rating, index.rejected_rating], dim=1)
-            if args.approach == "regression" and (rated := ratings.isfinite()).any():
-                results[name] |= metrics.rating_errors(rewards[rated], ratings[rated])
+            if args.approach == "regression" and (known := ratings.isfinite()).any():
+                results[name] |= metrics.rating_errors(rewards[known], ratings[known])
+        # From here on margins, rewards, lengths and labels are the test part's, the loop's last.
+        # Time as if no feature had been cached, so that approaches can be compared.
         seconds = time.perf_counter() - start + (took if frozen and origin != "computed" else 0)
         summary = {key: vars(args)[key] for key in ("approach", "dataset", "seed", "fold")}
         summary |= {"encoder": args.model, "trained": trained, "seconds": seconds, **results}
@@ -288,7 +286,7 @@ def run(args: argparse.Namespace) -> dict:
 
     # ---- what came out
     print("\n" + report.verdict(summary))
-    print(f"{seconds:.0f} seconds; everything is in {output}, the worst mistakes in mistakes.md")
+    print(f"{seconds:.0f} seconds, features included; all is in {output}, see its mistakes.md")
     print(f"next: python -m minirlhf.score {output} --prompt '2 + 2?' --response 4 --response 5")
     return summary | {"margins": margins, "lengths": lengths, "labels": labels}
 

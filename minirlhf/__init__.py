@@ -12,19 +12,20 @@ The data's path through the files, which is also the order to read them in:
     approaches.py  the four training steps, side by side
     model.py       encoder + pooler + head as one model, saved and loaded
     loops.py       the two training loops
-    metrics.py     margins -> accuracy with its interval, calibration, baselines
+    metrics.py     margins -> accuracy with its interval, calibration, length
     report.py      numbers -> the verdict, the table of approaches, the worst mistakes
     figures.py     numbers -> pictures
     score.py       a trained model at work
 
 `device.py`, `checkpoint.py` and `tracking.py` serve them. These three, `metrics.py` and everything
 from `data.py` to `losses.py` import no sibling: copy any of them alone. `bundled/arithmetic.py`
-makes the data set that comes with the library; `tools/` are appendices.
+makes the data set that comes with the library; `tools/selfcheck.py` checks a model's plumbing.
 
 Stages that the files name: 0 rows, 1 pairs, 2 tokens, 3 hidden states, 4 vectors, 5 rewards,
 6 loss, 7 metrics, 8 checkpoint, 9 score. Shapes: B pairs of a batch, N examples, U distinct texts,
-T tokens, D hidden size. Words: the margin is the chosen response's reward minus the rejected one's;
-a rating is the data's own number.
+T tokens, D hidden size. Words: the margin is the chosen response's reward minus the rejected one's
+(the flag `--margin` is another, the gap that the loss asks for). After Bradley and Terry, chosen is
+preferred with probability sigmoid(margin). A rating is the data's own number.
 """
 
 __version__ = "0.1.0"

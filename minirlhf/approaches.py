@@ -6,12 +6,12 @@
     bt-frozen       frozen      MLP head         Bradley-Terry      how much better is the chosen?
     bt-finetune     trained     encoder + head   Bradley-Terry      the same, learning to read
 
-Each step has one contract: (model, inputs, pairs, options) -> (loss, margins). `inputs` are the
-distinct texts of a batch: features (U, D) where the encoder is frozen, ids and mask (U, T) where it
-is trained. `pairs` (a `data.Part` of B pairs) says which two of the U texts each pair compares: a
-response that several pairs share is one row. The loss is a scalar to call `backward` on; the
-margins (B,) say how strongly the model prefers chosen to rejected, positive where it is right.
-Read next: `model.py`.
+Each step has one contract: (model, inputs, pairs, options) -> (loss, margins). `inputs`: where the
+encoder is frozen, the features (U, D) of all distinct texts; where it is trained, ids and mask
+(U, T) of the batch's. `pairs` (a `data.Part` of B pairs) says which two of the U texts each pair
+compares: a response that several pairs share is one row. The loss is a scalar to call `backward`
+on; the margins (B,) say how strongly the model prefers chosen to rejected, positive where it is
+right. Read next: `model.py`.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from minirlhf.model import RewardModel
 
 
 class Options(NamedTuple):
-    """What a user may change in a step."""
+    """What train.py hands to the loops, and they to the steps; the first two are flags."""
 
     label_smoothing: float = 0.0
     margin: float = 0.0  # asks for a reward gap of margin * (rating gap), Llama 2's idea
@@ -78,5 +78,5 @@ def _bradley_terry(chosen: Tensor, rejected: Tensor, pairs: Part, options) -> St
     return loss, chosen - rejected
 
 
-STEPS = {step.__name__.replace("_", "-"): step for step in (regression, classification, bt_frozen)}
-STEPS["bt-finetune"] = bt_finetune
+STEPS = {"regression": regression, "classification": classification,
+         "bt-frozen": bt_frozen, "bt-finetune": bt_finetune}  # fmt: skip

@@ -10,7 +10,7 @@ Three layouts are recognised by their columns: message lists with the prompt ins
 that share their beginning (HH-RLHF).
 
 The split hashes the prompt, so it is the same on every machine, for every approach and however
-many rows are added, and no prompt is on two sides. A split by row is the classic leak: with several
+many rows are added, and no prompt is in two parts. A split by row is the classic leak: with several
 pairs a prompt, the model has read most test questions, and their good answers, in training.
 
 Copy this file alone; it needs `datasets` only to load files. Read next: `tokens.py`.

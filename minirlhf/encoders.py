@@ -99,7 +99,7 @@ def is_causal(model: torch.nn.Module) -> bool:
 
 
 def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
-    """A frozen SentenceTransformer, with the pooling and normalisation it was published with.
+    """A frozen SentenceTransformer with its own pooling and normalisation: (model, tokenizer).
 
     A plain encoder has neither and gets mean pooling. Raises ValueError, naming the ways out, if
     it cannot be had.
@@ -113,7 +113,7 @@ def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
     except Exception as error:
         raise ValueError(_ways_out(name, error)) from error
     model.tokenizer.chat_template = None  # it was trained on plain text, whatever its base was
-    return model.float().eval().requires_grad_(False)
+    return model.float().eval().requires_grad_(False), model.tokenizer
 
 
 def _ways_out(name: str, error: Exception) -> str:

@@ -5,6 +5,7 @@
     reliability.png       when the model is sure, is it right?
     reward_length.png     does it pay for length?
     subsets.png           which kind of pair does it get wrong?
+    comparison.png        which approach is better? (of `--approach all`)
 
 The docstring of the function that draws a picture says what to look for and when to worry.
 
@@ -14,7 +15,7 @@ Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind readers t
 a dash or a hatch says the same again in black and white.
 
 Copy this file with `metrics.py`; it needs torch, and matplotlib when called.
-Read next: `tracking.py`.
+Read next: `score.py`.
 """
 
 import textwrap
@@ -70,6 +71,9 @@ def draw_comparison(path: Path, rows: list[dict]) -> None:
 
 def _learning_curves(path: Path, history: list[dict]) -> None:
     """Loss and accuracy after each epoch, on the training part and on validation.
+
+    The kept epoch has the lowest calibrated loss (`loops.py`), which is not drawn; the loss drawn
+    here may be lower elsewhere.
 
     Look for the epoch from which only training gets better: what is learned after it holds for the
     training pairs alone. Worry if validation stays at the coin (nothing is learned), if the last

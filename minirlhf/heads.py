@@ -6,7 +6,7 @@
 
 Every output layer starts at zero, so an untrained model prefers nothing: the loss of the first
 batch, Bradley-Terry or BCE, is ln 2 = 0.6931 whatever the data. If yours is not, the head is not
-new or a margin is in the loss.
+new, a margin is in the loss, or the pairs are weighed (`--balance`).
 
 Copy this file alone; it needs torch only. Read next: `losses.py`.
 
@@ -22,13 +22,6 @@ import torch
 from torch import Tensor, nn
 
 
-def zero_(layer: nn.Linear) -> nn.Linear:
-    """Set a linear layer to zero, in place, and return it."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
 class LinearHead(nn.Module):
     """reward = w . vector: (N, D) -> (N,), in float32.
 
@@ -38,7 +31,8 @@ class LinearHead(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.output = zero_(nn.Linear(size, 1, bias=False))
+        self.output = nn.Linear(size, 1, bias=False)
+        nn.init.zeros_(self.output.weight)
 
     def forward(self, vector: Tensor) -> Tensor:
         return self.output(vector.float()).squeeze(-1)
@@ -60,7 +54,9 @@ class MLPHead(nn.Module):
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
         self.hidden = nn.Linear(size, hidden)
-        self.output = zero_(nn.Linear(hidden, 1))
+        self.output = nn.Linear(hidden, 1)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     def fit_input(self, vectors: Tensor) -> None:
         """Set mean and standard deviation from the training vectors (N, D)."""

@@ -3,8 +3,8 @@
 `fit_frozen` slices a matrix of features that sits on the device: an epoch takes milliseconds.
 `fit_finetune` pads tokens, runs the encoder, warms up and clips: an epoch takes minutes.
 Both are generators that yield a row of numbers after each epoch, so the caller prints, logs and
-saves as it likes, and both leave the model with its best weights: those of the epoch with the
-lowest calibrated loss on validation.
+saves as it likes. Run to the end, both leave the model with its best weights: those of the epoch
+with the lowest calibrated loss on validation.
 
 Calibrated: the negative log-likelihood of the preferences after the margins were divided by their
 best temperature. The plain loss is no guide: after an epoch or two a fine-tuned model's mistakes
@@ -13,7 +13,8 @@ be mended afterwards, a wrong order cannot. Accuracy is a poor guide too: it cou
 as it counts one of 10, and on a few hundred pairs it jumps by chance.
 
 `train_loss` and `train_accuracy` are taken in passing, each pair before the update it belongs to.
-`validation_loss` leaves out margin and label smoothing, so compare the two only where both are 0.
+`validation_loss` leaves out margin and label smoothing, so compare the two only where both are 0
+and dropout is off.
 Read next: `metrics.py`.
 """
 
@@ -32,7 +33,7 @@ from minirlhf.model import RewardModel
 from minirlhf.tokens import bucketed_batches, map_batches, pad
 
 # The new head's learning rate, in multiples of the encoder's. The head starts at zero and passes no
-# gradient to the encoder while it does: at the encoder's own rate most of an epoch is lost.
+# gradient to the encoder while it is zero: at the encoder's own rate most of an epoch is lost.
 HEAD_LR_FACTOR = 10
 
 
@@ -41,8 +42,8 @@ def fit_frozen(
 ) -> Iterator[dict]:
     """Train a head on frozen features (U, D); a row of numbers after each epoch.
 
-    args: holds `epochs`, `batch_size` (pairs), `lr`, `weight_decay`, `seed` and `patience`, the
-        epochs without a better one after which it stops, as `train.py --help` tells them.
+    args: holds `epochs`, `batch_size` (pairs), `lr`, `weight_decay`, `seed` and `patience`
+        (stop after so many epochs in a row without a better one).
     """
     step, device = STEPS[model.info["approach"]], features.device
     train = Part(*(t.to(device) for t in train))
@@ -58,12 +59,12 @@ def fit_frozen(
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
         total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
-        for rows in torch.randperm(count, generator=generator).to(device).split(args.batch_size):
-            loss, margins = step(model, features, Part(*(t[rows] for t in train)), options)
+        for picked in torch.randperm(count, generator=generator).to(device).split(args.batch_size):
+            loss, margins = step(model, features, Part(*(t[picked] for t in train)), options)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total_loss += loss.detach() * len(rows)
+            total_loss += loss.detach() * len(picked)
             total_right += credit(margins.detach()).sum()
         result = evaluate(model, features, validation)
         row = best.update(epoch, total_loss, total_right, validation, result, start)
@@ -139,7 +140,7 @@ def learning_rate_share(done: float, warmup: float) -> float:
 
 
 class Best:
-    """The best weights so far, and the epochs since."""
+    """The best weights so far with their temperature, and the epochs since."""
 
     def __init__(self, model: RewardModel, count: int):
         self.model, self.count = model, count  # `count` training pairs
@@ -170,19 +171,20 @@ class Best:
             trained = self.model.named_parameters()
             self.weights = {n: p.detach().cpu().clone() for n, p in trained if p.requires_grad}
             self.lowest = row["calibrated_loss"]
+            # Without weights: the temperature is about the data as they are.
+            self.model.info["temperature"] = fit_temperature(margins)
         return row
 
     def restore(self) -> None:
         """Give the model its best weights back."""
         self.model.load_state_dict(self.weights, strict=False)
-        self.model.eval()
 
 
 def batch(
     rows: Sequence[Sequence[int]], part: Part, pairs: Sequence[int], pad_id: int, device="cpu"
 ) -> tuple[tuple[Tensor, Tensor], Part]:
-    """The given pairs of a part: ids and mask (U, T), each distinct text padded once, and the pairs
-    in those numbers."""
+    """A batch: ids and mask (U, T) of the distinct texts in the given pairs, and these pairs,
+    renumbered as rows of the batch."""
     picked = Part(*(t[list(pairs)] for t in part))
     used, number = torch.cat([picked.chosen, picked.rejected]).unique(return_inverse=True)
     chosen, rejected = number.chunk(2)
@@ -197,7 +199,8 @@ def evaluate(
     """Loss, margins (N,) and rewards (N, 2) of a whole part, each distinct text once.
 
     inputs: token rows, or features (U, D) where the encoder is frozen.
-    The loss leaves out margin and label smoothing. A classification has no rewards: None.
+    The loss leaves out margin and label smoothing; the pairs' weights stay in. A classification has
+    no rewards: None.
     """
     model.eval()
     if isinstance(inputs, Tensor):

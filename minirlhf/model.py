@@ -5,15 +5,16 @@
 The encoder is either a `transformers` model whose hidden states we pool ourselves (bt-frozen and
 bt-finetune), or a SentenceTransformer that pools and normalises as published (regression and
 classification). With the default encoder, the vectors of bt-frozen are those of regression before
-their scaling to length 1, so the ladder changes one thing at a time. Read next: `loops.py`.
+their scaling to length 1. Read next: `loops.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minirlhf import checkpoint, encoders, heads, pooling
+from minirlhf import checkpoint, encoders, heads, pooling, tokens
 
 FORMAT = 1  # of the model folder; raised when its layout changes
 HEADS = {"regression": heads.MLPHead, "classification": heads.PairHead,
@@ -35,6 +36,11 @@ class RewardModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list, int]:
+        """Token rows as training and scoring read them, and how many were cut (`tokens.encode`)."""
+        prompts = [""] * len(prompts) if self.info.get("response_only") else prompts
+        return tokens.encode(prompts, responses, self.tokenizer, self.info["max_length"])
 
     def vectors(self, ids: Tensor, mask: Tensor, dtype=torch.float32) -> Tensor:
         """One vector a text: (N, T), (N, T) -> (N, D). `dtype`: the encoder's autocast."""
@@ -65,9 +71,8 @@ def build(
     Raises ValueError if the encoder cannot be had or cannot read `max_length` tokens.
     """
     if approach in ("regression", "classification"):
-        encoder, pooler = encoders.load_sentence_transformer(name, device), "as published"
-        tokenizer, config = encoder.tokenizer, encoder[0].config
-        size = encoder.get_embedding_dimension()
+        encoder, tokenizer = encoders.load_sentence_transformer(name, device)
+        pooler, config, size = "as published", encoder[0].config, encoder.get_embedding_dimension()
     else:
         encoder, tokenizer = encoders.load_auto(name, attention)
         for parameter_name, parameter in encoder.named_parameters():  # a pooler is never read
@@ -78,7 +83,8 @@ def build(
     if max_length > limit:
         raise ValueError(f"max-length {max_length} is more than {name!r} can read, {limit} tokens")
     info = dict(format=FORMAT, approach=approach, pooling=pooler, max_length=max_length, size=size)
-    info["temperature"] = 1.0  # fitted on validation at the end of training
+    # Both are set by train.py: the temperature is fitted on validation at the end of training.
+    info |= {"temperature": 1.0, "response_only": False}
     return RewardModel(encoder, tokenizer, HEADS[approach](size), info).to(device)
 
 
@@ -104,7 +110,7 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
     from safetensors.torch import load_file
 
     try:
-        info = checkpoint.read_json(folder / "reward.json")
+        info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
         if info["format"] > FORMAT:
             raise ValueError(f"format {info['format']}; this version reads up to {FORMAT}")
         head = HEADS[info["approach"]](info["size"])
@@ -113,8 +119,7 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
         raise ValueError(f"{folder} holds no readable reward model: {error!r}"[:300]) from error
     path = f"{folder}/encoder"
     if info["pooling"] == "as published":
-        encoder = encoders.load_sentence_transformer(path, device)
-        tokenizer = encoder.tokenizer
+        encoder, tokenizer = encoders.load_sentence_transformer(path, device)
     else:
         encoder, tokenizer = encoders.load_auto(path, attention)
     return RewardModel(encoder, tokenizer, head, info).to(device).eval()

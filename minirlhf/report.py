@@ -1,8 +1,7 @@
 """What a run has to say, as text: the verdict, the worst mistakes, the comparison, the model card.
 
-Everything here turns numbers that `metrics.py` made into Markdown or sentences, and decides nothing
-but the words. `compare` pools the test parts of several folds, in which each pair is tested once,
-and sets the approaches side by side on the same pairs.
+`compare` pools the test parts of several folds, in which each pair is tested once, and sets the
+approaches side by side on the same pairs; the rest puts numbers of `metrics.py` into words.
 
 Read next: `figures.py`.
 """
@@ -35,8 +34,8 @@ def verdict(summary: dict) -> str:
     test, train = summary["test"], summary["train"]["accuracy"]
     text = f"""test accuracy {interval(test)}, the 95 % interval from resampling prompts
 on {test["n"]} pairs over {test["n_prompts"]} prompts that training never saw
-a coin has 0.500, the longer response {interval(summary["baselines"]["longer response"])}
-so many prompts tell a model from a coin if it is right in {0.5 + test["detectable"]:.3f} or more
+a coin has 0.500, "the longer response" {interval(summary["baselines"]["longer response"])}
+so many prompts show a true accuracy of {0.5 + test["detectable"]:.3f} four times in five
 """
     if test["accuracy_low"] <= 0.5 <= test["accuracy_high"]:
         text += "the interval holds 0.5: nothing here tells this model from a coin\n"
@@ -77,8 +76,9 @@ def compare(results: dict[str, list[dict]]) -> list[dict]:
     results: of each approach, what `train.run` returned for each fold, all in one order of folds.
     The test parts are pooled before anything is counted (`metrics.accuracies`): a mean of five
     accuracies has no interval of its own. `minus_better_accuracy` is the difference to the row
-    above, pair by pair, and so is `minus_better_balanced_accuracy`. `seconds` are those of all
-    folds.
+    above (for response-only: to bt-finetune, of which it is the copy that reads no prompt), pair
+    by pair, and so is `minus_better_balanced_accuracy`. `seconds` are those of one fold, as if it
+    were run alone: the embedding is counted, cached or not.
     """
     first = next(iter(results.values()))
     labels = [[name for run in first for name in run["labels"][i]] for i in (0, 1)]
@@ -87,13 +87,14 @@ def compare(results: dict[str, list[dict]]) -> list[dict]:
     rows = []
     for name, runs in results.items():
         row = {"name": name, "trained": runs[0]["trained"]}
-        row["seconds"] = sum(run["seconds"] for run in runs)
+        row["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
         row["train_accuracy"] = sum(run["train"]["accuracy"] for run in runs) / len(runs)
         row |= accuracies(right[name], *labels)
         rows.append(row | {"gap": row["train_accuracy"] - row["accuracy"]})
     rows.sort(key=lambda row: (row["name"] == "response only", -row["accuracy"]))
     for better, row in zip(rows, rows[1:], strict=False):
-        lead = right[row["name"]] - right[better["name"]]  # (N,)
+        other = "bt-finetune" if row["name"] == "response only" else better["name"]
+        lead = right[row["name"]] - right[other]  # (N,)
         for name, subsets in (("accuracy", None), ("balanced_accuracy", labels[1])):
             row |= named(f"minus_better_{name}", bootstrap(lead, labels[0], subsets))
     longer = accuracies(credit(lengths[:, 0] - lengths[:, 1]), *labels)
@@ -103,8 +104,8 @@ def compare(results: dict[str, list[dict]]) -> list[dict]:
 
 def table(rows: Sequence[dict]) -> str:
     """The rows of `compare` as a Markdown table."""
-    head = ["approach", "trained", "seconds", "train", "test accuracy [95 %]", "train − test"]
-    head += ["minus the row above", "mean over subsets [95 %]", "minus the row above"]
+    head = ["approach", "parameters", "seconds a fold", "train accuracy", "test accuracy [95 %]"]
+    head += ["train − test", "minus the better", "mean over subsets [95 %]", "minus the better"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     names = ["train_accuracy", "accuracy", "gap", "minus_better_accuracy", "balanced_accuracy"]
     for row in rows:
@@ -127,8 +128,8 @@ from `{summary["encoder"]}` on `{summary["dataset"]}`, fold {summary["fold"]}: `
 {verdict(summary)}
 ```
 
-All figures are in `metrics.json` and `figures/`, all settings in `config.json`, the most confident
-errors in `mistakes.md`.
+All numbers are in `metrics.json`, the pictures in `figures/`, all settings in `config.json`, the
+most confident errors in `mistakes.md`.
 
     import minirlhf
     minirlhf.load("{output}").{use}

@@ -77,8 +77,7 @@ class Scorer:
     def _map(self, function, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         if len(prompts) == 0:
             return torch.empty(0)
-        limit = self.model.info["max_length"]
-        rows, _ = tokens.encode(prompts, responses, self.model.tokenizer, limit)
+        rows, _ = self.model.encode(prompts, responses)
         return tokens.map_batches(function, rows, self.model.pad_id, self.model.device)
 
 

@@ -40,12 +40,11 @@ def track(
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_name=name, nested=True)
-        mlflow.log_params(parameters)
+        mlflow.log_params({k: v for k, v in parameters.items() if v is not None})
     except Exception as error:  # a store raises what its backend raises
-        raise ValueError(
-            f"cannot reach the tracking store {uri or mlflow.get_tracking_uri()!r}: "
-            f"{str(error).splitlines()[0][:200]}; give --tracking-uri none to run without it"
-        ) from error
+        reason = f"{uri or mlflow.get_tracking_uri()!r} ({repr(error)[:200]})"
+        said = f"cannot reach the tracking store {reason}; --tracking-uri none does without one"
+        raise ValueError(said) from error
 
     def attempt(function: Callable, *args, **kwargs) -> None:
         try:

@@ -10,6 +10,7 @@ import pytest
 
 import train
 from minirlhf import score
+from minirlhf.tools import selfcheck
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,6 +40,13 @@ def test_score_commands_parse(command, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         score.main(shlex.split(command)[3:])
     assert "no trained model" in capsys.readouterr().err  # parsed; there is just no run here
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "selfcheck" in c])
+def test_selfcheck_commands_parse(command, capsys):
+    with pytest.raises(SystemExit):
+        selfcheck.main(shlex.split(command)[3:])
+    assert "no trained model" in capsys.readouterr().err
 
 
 def test_python_blocks_run(tiny_encoder, pairs_file):

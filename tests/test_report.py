@@ -83,7 +83,7 @@ def test_folds_are_pooled_before_anything_is_counted():
     assert {k: v["accuracy"] for k, v in better["subsets"].items()} == pytest.approx(
         {"a": 2 / 3, "b": 1}
     )
-    assert (better["trained"], better["seconds"]) == (1234, 5)
+    assert (better["trained"], better["seconds"]) == (1234, 2.5)
     assert better["train_accuracy"] == pytest.approx(0.95)
     assert better["gap"] == pytest.approx(0.2)
     # 1 of 4 pairs and a tie. The difference is to the row above, so the worse one's is negative.
@@ -118,11 +118,15 @@ def test_a_lead_on_the_same_pairs_is_seen_though_the_intervals_overlap():
     assert worse["minus_better_accuracy_low"] < worse["minus_better_accuracy_high"] < 0
 
 
-def test_response_only_stands_under_the_approaches_also_where_it_is_best():
-    results = two_folds()
-    results = {"response only": results["better"], "bt-frozen": results["worse"]}
-    names = [row["name"] for row in report.compare(results)]
-    assert names == ["bt-frozen", "response only", "longer response", "chance"]
+def test_response_only_is_last_and_held_against_bt_finetune():
+    folds = two_folds()
+    results = {"response only": folds["better"], "bt-finetune": folds["better"]}
+    results["bt-frozen"] = folds["worse"]
+    rows = report.compare(results)
+    names = ["bt-finetune", "bt-frozen", "response only", "longer response", "chance"]
+    assert [row["name"] for row in rows] == names
+    assert rows[1]["minus_better_accuracy"] == pytest.approx(-0.375)
+    assert rows[2]["minus_better_accuracy"] == 0  # to bt-finetune, not to the row above
 
 
 def test_the_comparison_is_a_markdown_table():
@@ -132,7 +136,7 @@ def test_the_comparison_is_a_markdown_table():
     assert all(re.fullmatch("-{3,}", cell) for cell in rule)
     assert [cells[0] for cells in body] == ["better", "worse", "longer response", "chance"]
     better, worse, _, chance = body
-    assert better[1:4] == ["1,234", "5", "0.950"]
+    assert better[1:4] == ["1,234", "2", "0.950"]
     assert report.interval(rows[0]) in better
     assert report.interval(rows[1], "minus_better_accuracy") in worse
     assert chance.count("0.500") == 2 and set(chance[1:]) <= {"0.500", "0", "–"}

@@ -50,7 +50,12 @@ def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
     assert ("mae" in test) == (approach == "regression")
     assert math.isfinite(test["nll_calibrated"]) and test["temperature"] > 0
     said = capsys.readouterr().out
-    for words in ("test accuracy", "95 % interval", "seconds; everything is in", "next: python -m"):
+    for words in (
+        "test accuracy",
+        "95 % interval",
+        "seconds, features included",
+        "next: python -m",
+    ):
         assert words in said
     # What was saved gives the accuracy that was printed.
     scorer = minirlhf.load(folder, "cpu")
@@ -167,13 +172,14 @@ def test_rating_ties_teach_a_regression_and_are_tested_nowhere(tiny_encoder):
     ties = [{**row, "rejected_rating": row["chosen_rating"]} for row in rows[::2]]
     Path("pairs.json").write_text(json.dumps(ties + rows[1::2]))
     flags = ["--dataset", "pairs.json", "--model", tiny_encoder, "--max-length", "96"]
-    counts = {}
+    learned, counted = {}, {}
     for approach in ("regression", "bt-frozen"):
         run("--approach", approach, *flags, "--epochs", "1")
         result = metrics(f"runs/{approach}")
-        counts[approach] = (result["train"]["n"], result["test"]["n"])
-    assert counts["regression"][0] > counts["bt-frozen"][0]
-    assert counts["regression"][1] == counts["bt-frozen"][1]
+        learned[approach] = config(f"runs/{approach}")["data"]["parts"]["train"]
+        counted[approach] = [result[part]["n"] for part in ("train", "validation", "test")]
+    assert learned["regression"] > learned["bt-frozen"]
+    assert counted["regression"] == counted["bt-frozen"]
 
 
 BAD = [
@@ -373,6 +379,8 @@ def test_response_only_reads_no_prompt(tiny_encoder, pairs_file):
         for more in ([], ["--response-only"]):
             run(*flags, "--dataset", dataset, "--epochs", "3", *more, "--output", "out")
             results.append(metrics("out")["test"]["nll"])
+            scorer = minirlhf.load("out", "cpu")
+            assert (scorer.score("a?", "b") == scorer.score("c?", "b")) == bool(more)
             shutil.rmtree("out")
     assert results[1] == results[3]
     assert len({results[0], results[1], results[2]}) == 3
@@ -388,11 +396,19 @@ def test_balance_gives_every_subset_the_same_weight():
     assert balanced.weight[:8].sum() == balanced.weight[8:].sum() == 5
 
 
+def test_a_flag_for_all_reaches_those_that_use_it():
+    args = train.parse(["--approach", "all", "--margin", "0.3", "--pooling", "cls"])
+    settled = [train.settle(args, approach) for approach in train.APPROACHES]
+    assert [one.margin for one in settled] == [0, 0, 0.3, 0.3]
+    assert [one.pooling for one in settled] == [None, None, "cls", "cls"]
+    assert (args.approach, args.margin) == ("all", 0.3)
+
+
 def test_contradictory_flags_are_refused(capsys):
     for flags, words in (
         (["--fold", "2", "--folds", "3"], "not both"),
-        (["--approach", "all", "--no-cache"], "all does not use --no-cache"),
         (["--folds", "6"], "not between 1 and 5"),
+        (["--approach", "regression", "--no-cache", "--clip", "1"], "does not use --clip"),
     ):
         with pytest.raises(SystemExit) as stop:
             train.parse(flags)

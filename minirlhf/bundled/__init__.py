@@ -1,4 +1,4 @@
-"""The data set that comes with the library, as a generator: material, not a chapter of the book.
+"""The data set that comes with the library, as a generator.
 
 arithmetic.py imports nothing of minirlhf: copy it alone.
 """

@@ -1,4 +1,4 @@
-"""Appendices to the book: each is run as `python -m minirlhf.tools.NAME`, and the book needs none.
+"""Commands beside the library: `python -m minirlhf.tools.NAME`. The library imports none of them.
 
 selfcheck    padding, order, loss at start, save and load: is this model's plumbing sound?
 """

@@ -157,7 +157,7 @@ def training_is_scoring(scorer: score.Scorer, pairs: list, rows: list) -> Result
     long_answers = a._replace(chosen=f"{a.chosen} " * limit, rejected=f"{a.rejected} " * limit)
     cases = [long_answers, b._replace(prompt=f"{b.prompt} " * limit), *others]
     prompts, responses, (part,) = data.index_texts(cases)  # from here on as train.py does it
-    rows, cut = tokens.encode(prompts, responses, scorer.model.tokenizer, limit)
+    rows, cut = scorer.model.encode(prompts, responses)
     _, margins, rewards = loops.evaluate(scorer.model, read(scorer.model, rows), part)
     expected = torch.sigmoid(margins / scorer.model.info["temperature"])
     got = torch.tensor([scorer.probability(*case[:3]) for case in cases])
@@ -236,7 +236,7 @@ def choose(model: models.RewardModel, count: int) -> tuple[list[data.PreferenceP
     limit, pairs, rows, seen = model.info["max_length"], [], [], set()
     for pair in data.build_pairs(generate(300))[0]:
         texts = [pair.prompt] * 2, [pair.chosen, pair.rejected]
-        two, _ = tokens.encode(*texts, model.tokenizer, limit)
+        two, _ = model.encode(*texts)
         new = {pair.prompt, *map(bytes, two)}
         if len(new - seen) == 3:
             pairs.append(pair._replace(chosen_rating=1.0, rejected_rating=-1.0))
