@@ -1,0 +1,238 @@
+"""Exports give minirlhf's rewards in the other library, in a process without minirlhf."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import processors
+from transformers import AutoModel, AutoTokenizer
+
+import train
+from minirlhf import heads, model, score, tokens
+from minirlhf.tools import export
+
+CLASSIFIER = "sequence-classification"
+CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
+PAIRS = [
+    ("What is 2 + 2?", "2 + 2 = 4"),
+    ("What is 2 + 2?", "5"),
+    ("", "An answer without a question."),
+    ("How much is left?", "Nothing at all.<|endoftext|>"),  # GPT-2's EOS, in the text itself
+    ("How many apples are left? " * 20, "Twelve apples. " * 3),  # both are cut
+    ("How many?", "First 3 apples, then 4, then 5. " * 20),
+]
+# name -> approach, base, pooling, format
+CASES = {
+    "regression": ("regression", "encoder", None, None),
+    "regression, published": ("regression", "published", None, None),
+    "bt-frozen, mean": ("bt-frozen", "encoder", "mean", None),
+    "bt-frozen, cls": ("bt-frozen", "encoder", "cls", None),
+    "bt-frozen, last": ("bt-frozen", "decoder", "last", None),
+    "bt-finetune, mean": ("bt-finetune", "decoder", "mean", None),
+    "bt-finetune, cls": ("bt-finetune", "encoder", "cls", None),
+    "bt-finetune, last": ("bt-finetune", "decoder", "last", None),
+    "bt-finetune, chat": ("bt-finetune", "chat", "last", None),
+    "classifier": ("bt-finetune", "decoder", "last", CLASSIFIER),
+    "classifier, chat": ("bt-finetune", "chat", "last", CLASSIFIER),
+    "classifier, response only": ("bt-finetune", "decoder", "last", CLASSIFIER),
+}
+# Runs the README's code in each folder, then judges all texts in one batch.
+OTHER_LIBRARY = """
+import contextlib, io, json, os, re, sys
+
+found = {}
+for folder, (texts, chat) in json.load(sys.stdin).items():
+    os.chdir(folder)
+    names, out = {}, io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(re.search(r"```python\\n(.*?)```", open("README.md").read(), re.S)[1], names)
+    if "tokenizer" in names:
+        how = {"padding": True, "truncation": True, "add_special_tokens": not chat}
+        batch = names["tokenizer"](texts, return_tensors="pt", **how)
+        rewards = names["model"](**batch).logits[:, 0]
+    else:
+        rewards = names["model"].encode(texts)[:, 0]
+    found[folder] = [float(out.getvalue()), rewards.tolist()]
+assert "minirlhf" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def bases(tiny_encoder, tiny_decoder, tmp_path_factory) -> dict[str, str]:
+    """Model folders: the two tiny ones, a SentenceTransformer with a prompt, a chat model."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    chat, published = (str(tmp_path_factory.mktemp(name)) for name in ("chat", "published"))
+    AutoModel.from_pretrained(tiny_decoder).save_pretrained(chat)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder, pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT
+    twice = processors.TemplateProcessing(  # what a template's text must not get once more
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.backend_tokenizer.post_processor = twice
+    tokenizer.save_pretrained(chat)
+    modules = [Transformer(tiny_encoder), Pooling(32, "cls"), Normalize()]
+    prompts = {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
+    SentenceTransformer(modules=modules, device="cpu", **prompts).save_pretrained(published)
+    return {"encoder": tiny_encoder, "decoder": tiny_decoder, "chat": chat, "published": published}
+
+
+def make_run(folder: Path, approach: str, base: str, pooling: str | None, **info) -> score.Scorer:
+    """A run as train.py leaves it, with a drawn head in place of a trained one."""
+    built = model.build(approach, base, pooling, max_length=64)
+    built.info.update(info)
+    torch.manual_seed(1)
+    if approach != "classification":
+        torch.nn.init.normal_(built.head.output.weight)
+    if isinstance(built.head, heads.MLPHead):
+        rows, _ = built.encode(*zip(*PAIRS, strict=True))
+        built.head.fit_input(tokens.map_batches(built.vectors, rows, built.pad_id))
+        built.head.std.clamp_(min=0.05)  # a random BERT's [CLS] hardly varies: see export.SAME
+        built.head.fit_output(torch.tensor([1.0, 4.0, 9.0]))
+    model.save(built, folder / "model")
+    return score.load(folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def judged(bases, tmp_path_factory) -> dict:
+    """name -> our rewards, the README's first number, the other library's rewards, the folder."""
+    expected, ask = {}, {}
+    for name, (approach, base, pooling, form) in CASES.items():
+        run = tmp_path_factory.mktemp("run")
+        only = name.endswith("response only")
+        scorer = make_run(run, approach, bases[base], pooling, response_only=only)
+        export.main([str(run), f"{run}/out", *(["--format", form] if form else [])])
+        pairs = [("" if only else prompt, response) for prompt, response in PAIRS]
+        texts = [tokens.render(*pair, scorer.model.tokenizer) for pair in pairs]
+        ask[f"{run}/out"] = texts, base == "chat"
+        expected[name] = torch.tensor(scorer.score_many(*zip(*PAIRS, strict=True))), run / "out"
+    command = [sys.executable, "-c", OTHER_LIBRARY]
+    done = subprocess.run(command, input=json.dumps(ask), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: (ours, *found[str(out)], out) for name, (ours, out) in expected.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_other_library_gives_our_rewards(name, judged):
+    ours, printed, theirs, _ = judged[name]
+    assert ours.std() > 0.01  # or the comparison would say nothing
+    assert printed == pytest.approx(ours[0].item(), rel=1e-5, abs=1e-5)
+    assert theirs == pytest.approx(ours.tolist(), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_is_safetensors_and_json_and_names_no_code(name, judged):
+    out = judged[name][-1]
+    suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".md", ".jinja", ".txt"}
+    settings = "".join(path.read_text() for path in out.rglob("*.json"))
+    assert "auto_map" not in settings
+    assert str(out.parent) not in settings
+
+
+def test_the_readme_says_which_text_to_feed(judged):
+    plain, chat, only = (
+        (judged[name][-1] / "README.md").read_text()
+        for name in ("regression", "classifier, chat", "classifier, response only")
+    )
+    assert "Question: {prompt}\n\nAnswer: {response}\n" in plain
+    assert "scale of the ratings" in plain
+    assert "[user] {prompt}<|endoftext|>[assistant] {response}<|endoftext|>\n" in chat
+    assert "apply_chat_template" in chat
+    assert '"add_special_tokens": False' in chat and '"add_special_tokens": True' in only
+    assert "Question: \n\nAnswer: {response}\n" in only and "--response-only" in only
+
+
+def test_a_pipeline_gives_the_raw_reward(judged):
+    from transformers import pipeline
+
+    ours, *_, out = judged["classifier"]
+    judge = pipeline("text-classification", str(out), device="cpu")
+    got = judge("Question: What is 2 + 2?\n\nAnswer: 2 + 2 = 4")[0]["score"]
+    assert got == pytest.approx(ours[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0, 1, 1000])  # of the vectors, in their standard deviations
+def test_dense_modules_compute_what_the_head_does(mean):
+    torch.manual_seed(0)
+    head, vectors = heads.MLPHead(32), 0.1 * (mean + torch.randn(100, 32))
+    torch.nn.init.normal_(head.output.weight)
+    head.fit_input(vectors)
+    head.fit_output(torch.tensor([10.0, 30.0]))
+    features = {"sentence_embedding": vectors}
+    for module in export.dense_modules(head):
+        features = module(features)
+    expected = head(vectors)
+    assert expected.std() > 1
+    assert torch.allclose(features["sentence_embedding"][:, 0], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("approach", "base", "pooling", "form", "reason"),
+    [
+        ("classification", "encoder", None, "sentence-transformers", "no score to export"),
+        ("classification", "encoder", None, CLASSIFIER, "no score to export"),
+        ("regression", "encoder", None, CLASSIFIER, "two layers"),
+        ("bt-frozen", "decoder", "last", CLASSIFIER, "two layers"),
+        ("bt-finetune", "encoder", "last", CLASSIFIER, "bert is an encoder"),
+        ("bt-finetune", "decoder", "mean", CLASSIFIER, "pools by mean"),
+    ],
+)
+def test_what_has_no_exact_form_is_refused(approach, base, pooling, form, reason, bases, capsys):
+    make_run(Path("run"), approach, bases[base], pooling)
+    capsys.readouterr()
+    assert refused(capsys, "run", "out", "--format", form).count(reason) == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["run"]
+
+
+def refused(capsys, *flags) -> str:
+    """The one sentence of an exit with code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        export.main(flags)
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    return said.err.removeprefix("python -m minirlhf.tools.export: error: ")
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tiny_encoder, capsys):
+    assert "no trained model" in refused(capsys, "nowhere", "out")
+    assert "--format" in refused(capsys, "nowhere", "out", "--format", "onnx")
+    make_run(Path("run"), "bt-frozen", tiny_encoder, None)
+    capsys.readouterr()
+    Path("full").mkdir()
+    Path("full/mine").write_text("mine")
+    for out in ("full", "full/mine", "full/mine/out"):
+        refused(capsys, "run", out)
+    assert [path.name for path in Path("full").iterdir()] == ["mine"]
+
+
+def test_an_export_with_other_rewards_is_not_written(tiny_encoder, monkeypatch, capsys):
+    make_run(Path("run"), "bt-frozen", tiny_encoder, "mean")
+    monkeypatch.setitem(export.POOLING, "mean", "max")
+    with pytest.raises(SystemExit) as stopped:
+        export.main(["run", "out"])
+    assert stopped.value.code == 1
+    assert "out was not written: its rewards differ by up to" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["run"]
+
+
+def test_a_run_of_train_py_is_exported_and_not_touched(tiny_decoder, pairs_file, capsys):
+    flags = ["--dataset", pairs_file, "--model", tiny_decoder, "--max-length", "96"]
+    flags += ["--epochs", "1", "--response-only", "--tracking-uri", "none"]
+    train.main([*flags, "--device", "cpu", "--output", "run"])
+    capsys.readouterr()
+    files = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    Path("out").mkdir()  # an empty folder is no obstacle
+    export.main(["run", "out", "--format", CLASSIFIER])
+    last = capsys.readouterr().out.splitlines()[-1]
+    number, count, cut = re.fullmatch(r".*: (\S+); (\d+) texts, (\d+) cut", last).groups()
+    assert float(number) < 1e-5
+    assert (int(count), int(cut)) == (18, 0)
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == files
