@@ -77,7 +77,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--split", default="train", help="which one of a folder or hub id (default: %(default)s)")
     for role in ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"):
         add(f"--{role}-column", metavar="NAME", help="its name, if an unusual one")
-    add("--limit", type=number(int, 1, 10**9), metavar="N", help="the first N pairs (default: all)")
+    add("--limit", type=number(int, 1, 10**9), metavar="N",
+        help="the first N pairs (default: all; of arithmetic 5000)")
     add("--balance", action="store_true",
         help="weigh pairs so that all values of the column `subset` count the same in the loss")
     add("--fold", type=number(int, 0, 4), default=0, metavar="0..4",
@@ -246,7 +247,7 @@ def run(args: argparse.Namespace) -> dict:
 
         # ---- training (loops.py): a row of numbers after each epoch
         fit = loops.fit_frozen if frozen else loops.fit_finetune
-        options = Options(args.label_smoothing or 0.0, args.margin or 0.0, dtype, progress_bar)
+        options = Options(args.label_smoothing, args.margin, dtype, progress_bar)
         history = []
         for row in fit(model, inputs, learned, indexed[1], args, options):
             print(console_row(row))
@@ -255,7 +256,8 @@ def run(args: argparse.Namespace) -> dict:
             history.append(row)
             if row["best"] and not frozen:
                 models.save(model, output / "model")  # a crash costs one epoch at most
-        models.save(model, output / "model")
+        if frozen:
+            models.save(model, output / "model")
 
         # ---- evaluation (metrics.py): the test part is read once, here
         results = {}

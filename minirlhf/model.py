@@ -83,7 +83,7 @@ def build(
     if max_length > limit:
         raise ValueError(f"max-length {max_length} is more than {name!r} can read, {limit} tokens")
     info = dict(format=FORMAT, approach=approach, pooling=pooler, max_length=max_length, size=size)
-    # Both are set by train.py: the temperature is fitted on validation at the end of training.
+    # Until loops.py fits the temperature at the best epoch, and train.py says what was blanked.
     info |= {"temperature": 1.0, "response_only": False}
     return RewardModel(encoder, tokenizer, HEADS[approach](size), info).to(device)
 
