@@ -17,7 +17,6 @@ import shlex
 import shutil
 import sys
 import time
-from contextlib import redirect_stdout
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -132,12 +131,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def settle(args: argparse.Namespace, approach: str, **changes) -> argparse.Namespace:
+def settle(args: argparse.Namespace, **changes) -> argparse.Namespace:
     """The settings of one approach: what was typed, else its default. None where it has no use."""
-    unused = {} if approach.startswith("bt-") else {"pooling": None, "margin": 0.0}
-    settled = argparse.Namespace(**vars(args) | {"approach": approach} | unused | changes)
+    settled = argparse.Namespace(**vars(args) | changes)
+    if not settled.approach.startswith("bt-"):
+        settled.pooling, settled.margin = None, 0.0
+    tuned = settled.approach == "bt-finetune"
     for name, (*_, frozen, finetune, _) in TUNED.items():
-        default, typed = finetune if approach == "bt-finetune" else frozen, getattr(settled, name)
+        default, typed = finetune if tuned else frozen, getattr(settled, name)
         setattr(settled, name, default if typed is None or default is None else typed)
     return settled
 
@@ -147,9 +148,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args = parse(argv)
         if args.approach == "all" or args.folds:
-            compare(args)
+            from minirlhf.tools.compare import compare
+
+            compare(args, APPROACHES, lambda **changes: run(settle(args, **changes)))
         else:
-            run(settle(args, args.approach))
+            run(settle(args))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -159,13 +162,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """One approach on one fold. Returns what `compare` needs of the test part."""
+    """One approach on one fold. Returns what `tools/compare.py` needs of the test part."""
     start = time.perf_counter()
     # Imported here, after the flags are known to be good, so that --help answers at once.
     import torch
     from transformers.utils import logging
 
-    from minirlhf import checkpoint, data, encoders, figures, loops, metrics, report, tokens
+    from minirlhf import checkpoint, data, encoders, figures, loops, metrics, report
     from minirlhf import model as models
     from minirlhf.approaches import Options
     from minirlhf.device import pick_device, seed_everything
@@ -182,12 +185,12 @@ def run(args: argparse.Namespace) -> dict:
     if args.dataset == "arithmetic":
         from minirlhf.bundled.arithmetic import generate
 
-        rows = generate(args.limit or 5000)  # what two CPU cores learn from in three minutes
+        table = generate(args.limit or 5000)  # what two CPU cores learn from in three minutes
     else:
-        rows = data.load_rows(args.dataset, args.split)
+        table = data.load_rows(args.dataset, args.split)
     roles = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating")
     columns = {role: getattr(args, f"{role}_column") for role in roles}
-    pairs, counts = data.build_pairs(rows, args.limit, **columns)
+    pairs, counts = data.build_pairs(table, args.limit, **columns)
     # Equal ratings teach a regression something; as preferences, and in any evaluation, nothing.
     # The test part does not depend on the approach, so that all are tested on the same pairs.
     rated = args.approach == "regression" or bool(args.margin)
@@ -217,17 +220,17 @@ def run(args: argparse.Namespace) -> dict:
     texts = data.index_texts(pairs, learned, *parts.values(), balance=args.balance)
     prompts, responses, (_, learned, *indexed) = texts
     model.info["response_only"] = args.response_only
-    inputs, cut = model.encode(prompts, responses)
-    print(f"texts     {len(inputs):,} distinct, {cut} of them cut to {args.max_length} tokens")
+    inputs, cut = rows, _ = model.encode(prompts, responses)
+    print(f"texts     {len(rows):,} distinct, {cut} of them cut to {args.max_length} tokens")
 
     # ---- frozen features (encoders.py): computed once, kept on disk
     if frozen:
         folder = None if args.no_cache else encoders.cache_folder()
         configs = [m.config for m in model.encoder.modules() if hasattr(m, "config")]
-        how = f"{device} {attention} {model.info['pooling']} {model.encoder} {configs}"
+        how = f"{device} {dtype} {attention} {model.info['pooling']} {model.encoder} {configs}"
         key = {"weights": weights, "how": how} | encoders.versions()
-        work = model.vectors, inputs, model.pad_id, device
-        embed = partial(tokens.map_batches, *work, progress=progress_bar)
+        worker = model.in_precision(dtype)
+        embed = torch.no_grad()(partial(worker.map, worker.vectors, inputs, progress=progress_bar))
         features, took, origin = encoders.cached(embed, inputs, folder, **key)
         inputs = features.to(device)  # (U, D) takes the place of the U token rows
         print(f"features  {tuple(features.shape)}, {took:.0f} seconds, {origin}")
@@ -262,9 +265,9 @@ def run(args: argparse.Namespace) -> dict:
         # ---- evaluation (metrics.py): the test part is read once, here
         results = {}
         for (name, part), index in zip(parts.items(), indexed, strict=True):
-            # In float32, as in scoring; the large training part as it was trained.
-            how = options if name == "train" else Options()
-            _, margins, rewards = loops.evaluate(model, inputs, index, how)
+            # The test part goes the way of scoring, from tokens in float32; the rest as trained.
+            judge, seen = (model, rows) if name == "test" else (model.in_precision(dtype), inputs)
+            _, margins, rewards = loops.evaluate(judge, seen, index, progress_bar)
             sides = [[len(pair.chosen), len(pair.rejected)] for pair in part]
             lengths = torch.tensor(sides).float()  # (N, 2)
             labels = [data.normalize(p.prompt) for p in part], [p.subset for p in part]
@@ -291,43 +294,6 @@ def run(args: argparse.Namespace) -> dict:
     print(f"{seconds:.0f} seconds, features included; all is in {output}, see its mistakes.md")
     print(f"next: python -m minirlhf.score {output} --prompt '2 + 2?' --response 4 --response 5")
     return summary | {"margins": margins, "lengths": lengths, "labels": labels}
-
-
-def compare(args: argparse.Namespace) -> None:
-    """Several approaches on the same folds: a run folder for each run, and one table of all."""
-    from minirlhf import checkpoint, figures, report
-    from minirlhf.tracking import track
-
-    output = Path(args.output)
-    folds = range(args.folds) if args.folds else (args.fold,)
-    jobs = {a: {"approach": a} for a in APPROACHES if args.approach in (a, "all")}
-    if args.approach == "all":
-        jobs["response only"] = {"approach": "bt-finetune", "response_only": True}
-    results = {}
-    with track(args.tracking_uri, args.experiment, output.name, {}, output) as log:
-        if args.overwrite and output.exists():
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
-        config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
-        checkpoint.write_json(output / "config.json", config)
-        print(f"folder    {output}")
-        for name, job in jobs.items():
-            results[name] = []
-            for fold in folds:
-                child = f"{output}/{name.replace(' ', '-')}-{fold}"
-                settings = settle(args, **job | {"fold": fold, "output": child, "overwrite": False})
-                with open(f"{child}.log", "w", 1) as file, redirect_stdout(file):
-                    results[name].append(run(settings))
-                test = report.interval(results[name][-1]["test"])
-                print(f"{name:15} fold {fold}  test accuracy {test}")
-            rows = report.compare(results)
-            checkpoint.write_json(output / "comparison.json", rows)
-            checkpoint.write_text(output / "comparison.md", report.table(rows))
-        figures.draw_comparison(output / "comparison.png", rows)
-        for row in rows:
-            log({f"{row['name'].replace(' ', '_')}_{k}": v for k, v in row.items()}, step=0)
-    print("\n" + report.table(rows))
-    print(f"everything is in {output}")
 
 
 if __name__ == "__main__":

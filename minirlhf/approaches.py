@@ -7,9 +7,9 @@
     bt-finetune     trained     encoder + head   Bradley-Terry      the same, learning to read
 
 Each step has one contract: (model, inputs, pairs, options) -> (loss, margins). `inputs`: where the
-encoder is frozen, the features (U, D) of all distinct texts; where it is trained, ids and mask
-(U, T) of the batch's. `pairs` (a `data.Part` of B pairs) says which two of the U texts each pair
-compares: a response that several pairs share is one row. The loss is a scalar to call `backward`
+encoder is frozen, the features (U, D) of all distinct texts; where it is trained, the token rows of
+the batch's U texts. `pairs` (a `data.Part` of B pairs) says which two of the U texts each pair
+compares: a response that several pairs share is one text. The loss is a scalar to call `backward`
 on; the margins (B,) say how strongly the model prefers chosen to rejected, positive where it is
 right. Read next: `model.py`.
 """
@@ -30,7 +30,7 @@ class Options(NamedTuple):
 
     label_smoothing: float = 0.0
     margin: float = 0.0  # asks for a reward gap of margin * (rating gap), Llama 2's idea
-    dtype: torch.dtype = torch.float32  # autocast dtype of the encoder
+    dtype: torch.dtype = torch.float32  # in which a trained encoder computes
     progress: Callable = lambda batches, name: batches  # wraps long loops, as tqdm does
 
 
@@ -65,9 +65,9 @@ def bt_frozen(model: RewardModel, features, pairs: Part, options: Options = PLAI
     return _bradley_terry(chosen, rejected, pairs, options)
 
 
-def bt_finetune(model: RewardModel, ids_and_mask, pairs: Part, options: Options = PLAIN) -> Step:
+def bt_finetune(model: RewardModel, rows, pairs: Part, options: Options = PLAIN) -> Step:
     """The same, but the gradient goes on into the encoder: it learns what to look for."""
-    rewards = model(*ids_and_mask, options.dtype)  # (U,) one forward for both sides
+    rewards = model.map(model, rows)  # (U,) each text once, in forwards of like length
     return _bradley_terry(rewards[pairs.chosen], rewards[pairs.rejected], pairs, options)
 
 

@@ -17,7 +17,7 @@ class Device(NamedTuple):
     """Where and how to compute, and the reason in words."""
 
     device: torch.device
-    dtype: torch.dtype  # autocast dtype of the encoder while it is fine-tuned
+    dtype: torch.dtype  # in which the encoder computes in training and for frozen features
     attention: str | None  # `attn_implementation` of transformers, None for its own choice
     reason: str
 
@@ -25,10 +25,10 @@ class Device(NamedTuple):
 def pick_device(name: str = "auto") -> Device:
     """Choose cuda, then mps, then cpu; or the one that was named ("cuda:1" works).
 
-    Training passes run under bfloat16 autocast where the hardware multiplies bfloat16 natively (a
-    rule about the hardware, never a timing); weights, optimiser, head, loss and the evaluation
-    of held-out pairs stay in float32. On a CPU the plain ("eager") attention is then the fast one:
-    its bfloat16 matrix products are native, those of the fused kernel are not.
+    The encoder computes in bfloat16, in training and for frozen features, where the hardware
+    multiplies it natively (a rule about the hardware, never a timing). The weights that learn,
+    optimiser, head, loss and scoring stay in float32. On a CPU the plain ("eager") attention is
+    then the fast one: its bfloat16 matrix products are native, those of the fused kernel are not.
     Raises ValueError, listing what there is, if the named device is not here.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -41,7 +41,7 @@ def pick_device(name: str = "auto") -> Device:
     why = f"the best of: {', '.join(available)}" if name == "auto" else "as asked"
     if _has_bfloat16(device):
         attention, why = "eager" if device.type == "cpu" else None, f"{why}; bfloat16 is native"
-        return Device(device, torch.bfloat16, attention, f"{why}: fine-tuning uses it")
+        return Device(device, torch.bfloat16, attention, f"{why}: training uses it")
     return Device(device, torch.float32, None, f"{why}; no native bfloat16 known here")
 
 

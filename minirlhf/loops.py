@@ -1,7 +1,7 @@
 """The two training loops, written out.
 
 `fit_frozen` slices a matrix of features that sits on the device: an epoch takes milliseconds.
-`fit_finetune` pads tokens, runs the encoder, warms up and clips: an epoch takes minutes.
+`fit_finetune` runs the encoder, warms up and clips: an epoch takes minutes.
 Both are generators that yield a row of numbers after each epoch, so the caller prints, logs and
 saves as it likes. Run to the end, both leave the model with its best weights: those of the epoch
 with the lowest calibrated loss on validation.
@@ -20,17 +20,16 @@ Read next: `metrics.py`.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from minirlhf.approaches import PLAIN, STEPS, Options
+from minirlhf.approaches import PLAIN, STEPS, bt_frozen
 from minirlhf.data import Part
-from minirlhf.losses import bradley_terry_loss
 from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
-from minirlhf.tokens import bucketed_batches, map_batches, pad
+from minirlhf.tokens import shuffled_batches
 
 # The new head's learning rate, in multiples of the encoder's. The head starts at zero and passes no
 # gradient to the encoder while it is zero: at the encoder's own rate most of an epoch is lost.
@@ -98,26 +97,32 @@ def fit_finetune(
     # Rates are set at each step. Fused is one kernel for all weights, not relied upon on mps.
     fused = device.type != "mps"
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
-    # A pair costs what its longer side costs; pairs of like cost go together.
-    sizes = torch.tensor([len(row) for row in rows])
-    lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()
+    # Where the hardware multiplies bfloat16, a copy of the encoder in bfloat16 does the work. The
+    # float32 weights learn: most steps are smaller than the gaps between bfloat16 numbers.
+    worker = model.in_precision(options.dtype)
+    weights = [p for p in model.encoder.parameters() if p.requires_grad]
+    copies = [p for p in worker.encoder.parameters() if p.requires_grad]
     generator = torch.Generator().manual_seed(args.seed)
-    best = Best(model, len(lengths))
+    best = Best(model, len(train.prompt))
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
         # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
-        model.train(args.dropout > 0)
-        batches = bucketed_batches(lengths, train.prompt.tolist(), args.batch_size, generator)
+        worker.train(args.dropout > 0)
+        batches = shuffled_batches(train.prompt.tolist(), args.batch_size, generator)
         steps = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
         total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
         for i, micro_batches in enumerate(options.progress(steps, f"epoch {epoch}")):
             pairs_in_step = sum(len(pairs) for pairs in micro_batches)
             for pairs in micro_batches:
-                loss, margins = step(
-                    model, *batch(rows, train, pairs, model.pad_id, device), options
-                )
+                loss, margins = step(worker, *batch(rows, train, pairs, device), options)
                 # Weighted by size, so that accumulation gives the gradient of one large batch.
                 (loss * len(pairs) / pairs_in_step).backward()
+                if worker is not model:
+                    for weight, copy in zip(weights, copies, strict=True):
+                        if copy.grad is not None:
+                            grad = copy.grad.float()
+                            weight.grad = grad if weight.grad is None else weight.grad + grad
+                            copy.grad = None
                 total_loss += loss.detach() * len(pairs)
                 total_right += credit(margins.detach()).sum()
             torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
@@ -126,7 +131,10 @@ def fit_finetune(
                 group["lr"] = group["peak"] * learning_rate_share(done, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
-        result = evaluate(model, rows, validation)
+            if worker is not model:
+                for weight, copy in zip(weights, copies, strict=True):
+                    copy.data.copy_(weight)
+        result = evaluate(worker, rows, validation)
         row = best.update(epoch, total_loss, total_right, validation, result, start)
         yield row
         if best.waited >= args.patience:
@@ -181,40 +189,35 @@ class Best:
 
 
 def batch(
-    rows: Sequence[Sequence[int]], part: Part, pairs: Sequence[int], pad_id: int, device="cpu"
-) -> tuple[tuple[Tensor, Tensor], Part]:
-    """A batch: ids and mask (U, T) of the distinct texts in the given pairs, and these pairs,
-    renumbered as rows of the batch."""
-    picked = Part(*(t[list(pairs)] for t in part))
+    rows: Sequence, part: Part, pairs: Sequence[int], device: torch.device | str = "cpu"
+) -> tuple[list, Part]:
+    """The rows of the distinct texts in the given pairs, and these pairs in their numbers."""
+    picked = Part(*(t[pairs] for t in part))
     used, number = torch.cat([picked.chosen, picked.rejected]).unique(return_inverse=True)
     chosen, rejected = number.chunk(2)
-    ids, mask = pad([rows[i] for i in used.tolist()], pad_id)
     picked = Part(*(t.to(device) for t in picked._replace(chosen=chosen, rejected=rejected)))
-    return (ids.to(device), mask.to(device)), picked
+    return [rows[i] for i in used.tolist()], picked
 
 
+@torch.no_grad()
 def evaluate(
-    model: RewardModel, inputs, part: Part, options: Options = PLAIN
+    model: RewardModel, inputs, part: Part, progress: Callable = PLAIN.progress
 ) -> tuple[float, Tensor, Tensor | None]:
     """Loss, margins (N,) and rewards (N, 2) of a whole part, each distinct text once.
 
-    inputs: token rows, or features (U, D) where the encoder is frozen.
+    inputs: token rows, or features (U, D), which a frozen encoder makes once.
     The loss leaves out margin and label smoothing; the pairs' weights stay in. A classification has
     no rewards: None.
     """
     model.eval()
-    if isinstance(inputs, Tensor):
-        part = Part(*(t.to(inputs.device) for t in part))
-        with torch.no_grad():
-            loss, margins = STEPS[model.info["approach"]](model, inputs, part)
-            if model.info["approach"] == "classification":
-                return loss.item(), margins.cpu(), None
-            rewards = [model.head(inputs[texts]).cpu() for texts in (part.chosen, part.rejected)]
-        return loss.item(), margins.cpu(), torch.stack(rewards, dim=1)
-    used, number = torch.cat([part.chosen, part.rejected]).unique(return_inverse=True)
-    texts, show = [inputs[i] for i in used.tolist()], options.progress
-    forward = lambda ids, mask: model(ids, mask, options.dtype)  # noqa: E731
-    rewards = map_batches(forward, texts, model.pad_id, model.device, progress=show)  # (U,)
-    chosen, rejected = rewards[number].chunk(2)  # (N,), (N,)
-    loss = bradley_terry_loss(chosen, rejected, weight=part.weight)
-    return loss.item(), chosen - rejected, torch.stack([chosen, rejected], dim=1)
+    if not isinstance(inputs, Tensor):
+        inputs, part = batch(inputs, part, slice(None))
+        inputs = model.map(model.vectors, inputs, progress=progress)  # (U, D)
+    part = Part(*(t.to(inputs.device) for t in part))
+    approach = model.info["approach"]
+    step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
+    loss, margins = step(model, inputs, part)
+    if approach == "classification":
+        return loss.item(), margins.cpu(), None
+    rewards = [model.head(inputs[texts]).cpu() for texts in (part.chosen, part.rejected)]
+    return loss.item(), margins.cpu(), torch.stack(rewards, dim=1)

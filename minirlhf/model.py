@@ -8,7 +8,8 @@ classification). With the default encoder, the vectors of bt-frozen are those of
 their scaling to length 1. Read next: `loops.py`.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,18 +43,33 @@ class RewardModel(nn.Module):
         prompts = [""] * len(prompts) if self.info.get("response_only") else prompts
         return tokens.encode(prompts, responses, self.tokenizer, self.info["max_length"])
 
-    def vectors(self, ids: Tensor, mask: Tensor, dtype=torch.float32) -> Tensor:
-        """One vector a text: (N, T), (N, T) -> (N, D). `dtype`: the encoder's autocast."""
-        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
-            if self.info["pooling"] == "as published":
-                features = {"input_ids": ids, "attention_mask": mask}
-                return self.encoder(features)["sentence_embedding"].float()
-            hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    def in_precision(self, dtype: torch.dtype) -> "RewardModel":
+        """This model with a copy of its encoder whose weights are `dtype`; the head is shared.
+
+        Itself for float32. Buffers keep their precision: a decoder's rotary frequencies need it.
+        """
+        if dtype == torch.float32:
+            return self
+        encoder = copy.deepcopy(self.encoder)
+        for parameter in encoder.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return RewardModel(encoder, self.tokenizer, self.head, self.info)
+
+    def vectors(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """One vector a text, in float32: (N, T), (N, T) -> (N, D)."""
+        if self.info["pooling"] == "as published":
+            features = {"input_ids": ids, "attention_mask": mask}
+            return self.encoder(features)["sentence_embedding"].float()
+        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return pooling.POOLERS[self.info["pooling"]](hidden, mask)
 
-    def forward(self, ids: Tensor, mask: Tensor, dtype=torch.float32) -> Tensor:
-        """Reward of each text: (N, T), (N, T) -> (N,), head in float32 whatever `dtype`."""
-        return self.head(self.vectors(ids, mask, dtype))
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Reward of each text: (N, T), (N, T) -> (N,)."""
+        return self.head(self.vectors(ids, mask))
+
+    def map(self, function: Callable, rows: Sequence, **how) -> Tensor:
+        """`function(ids, mask)`, such as `self.vectors`, of all token rows (`tokens.map_rows`)."""
+        return tokens.map_rows(function, rows, self.pad_id, self.device, **how)
 
 
 def build(

@@ -1,18 +1,12 @@
-"""What a run has to say, as text: the verdict, the worst mistakes, the comparison, the model card.
+"""What a run has to say, as text: the verdict, the worst mistakes, the model card.
 
-`compare` pools the test parts of several folds, in which each pair is tested once, and sets the
-approaches side by side on the same pairs; the rest puts numbers of `metrics.py` into words.
-
-Read next: `figures.py`.
+It puts numbers of `metrics.py` into words. Read next: `figures.py`.
 """
 
 from collections.abc import Sequence
 from textwrap import indent
 
-import torch
 from torch import Tensor
-
-from minirlhf.metrics import accuracies, bootstrap, credit, named
 
 LARGE_GAP = 0.1  # of train over test accuracy, from which on the verdict speaks of overfitting
 
@@ -68,51 +62,6 @@ def mistakes(pairs: Sequence, margins: Tensor, count: int = 10) -> str:
         for role in ("prompt", "chosen", "rejected"):  # an indented block holds any text
             text += f"\n{role}:\n\n{indent(getattr(pairs[i], role), '    ')}\n"
     return text
-
-
-def compare(results: dict[str, list[dict]]) -> list[dict]:
-    """One row for each approach, best first, then the baselines (response-only first).
-
-    results: of each approach, what `train.run` returned for each fold, all in one order of folds.
-    The test parts are pooled before anything is counted (`metrics.accuracies`): a mean of five
-    accuracies has no interval of its own. `minus_better_accuracy` is the difference to the row
-    above (for response-only: to bt-finetune, of which it is the copy that reads no prompt), pair
-    by pair, and so is `minus_better_balanced_accuracy`. `seconds` are those of one fold, as if it
-    were run alone: the embedding is counted, cached or not.
-    """
-    first = next(iter(results.values()))
-    labels = [[name for run in first for name in run["labels"][i]] for i in (0, 1)]
-    lengths = torch.cat([run["lengths"] for run in first])  # (N, 2)
-    right = {a: credit(torch.cat([run["margins"] for run in results[a]])) for a in results}
-    rows = []
-    for name, runs in results.items():
-        row = {"name": name, "trained": runs[0]["trained"]}
-        row["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
-        row["train_accuracy"] = sum(run["train"]["accuracy"] for run in runs) / len(runs)
-        row |= accuracies(right[name], *labels)
-        rows.append(row | {"gap": row["train_accuracy"] - row["accuracy"]})
-    rows.sort(key=lambda row: (row["name"] == "response only", -row["accuracy"]))
-    for better, row in zip(rows, rows[1:], strict=False):
-        other = "bt-finetune" if row["name"] == "response only" else better["name"]
-        lead = right[row["name"]] - right[other]  # (N,)
-        for name, subsets in (("accuracy", None), ("balanced_accuracy", labels[1])):
-            row |= named(f"minus_better_{name}", bootstrap(lead, labels[0], subsets))
-    longer = accuracies(credit(lengths[:, 0] - lengths[:, 1]), *labels)
-    coin = {"name": "chance", "accuracy": 0.5, "balanced_accuracy": 0.5}
-    return [*rows, {"name": "longer response"} | longer, coin]
-
-
-def table(rows: Sequence[dict]) -> str:
-    """The rows of `compare` as a Markdown table."""
-    head = ["approach", "parameters", "seconds a fold", "train accuracy", "test accuracy [95 %]"]
-    head += ["train − test", "minus the better", "mean over subsets [95 %]", "minus the better"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    names = ["train_accuracy", "accuracy", "gap", "minus_better_accuracy", "balanced_accuracy"]
-    for row in rows:
-        cells = [f"{row[key]:,.0f}" if key in row else "–" for key in ("trained", "seconds")]
-        cells += [interval(row, name) for name in (*names, "minus_better_balanced_accuracy")]
-        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def model_card(summary: dict, config: dict, output) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minirlhf import tokens
 from minirlhf.device import pick_device
 from minirlhf.model import RewardModel
 from minirlhf.model import load as load_model
@@ -65,7 +64,7 @@ class Scorer:
     def _win_probabilities(self, prompt: str, responses: Sequence[str]) -> Tensor:
         """(K, K): that of each response (row) over each response (column)."""
         count, head = len(responses), self.model.head
-        vectors = self._map(self.model.vectors, [prompt] * count, responses).to(self.model.device)
+        vectors = self._map(self.model.vectors, [prompt] * count, responses)
         with torch.inference_mode():
             if self.approach == "classification":
                 margins = head(vectors.repeat_interleave(count, 0), vectors.repeat(count, 1))
@@ -78,7 +77,8 @@ class Scorer:
         if len(prompts) == 0:
             return torch.empty(0)
         rows, _ = self.model.encode(prompts, responses)
-        return tokens.map_batches(function, rows, self.model.pad_id, self.model.device)
+        with torch.inference_mode():
+            return self.model.map(function, rows)
 
 
 def load(run: str | Path, device: str = "auto") -> Scorer:

@@ -6,7 +6,7 @@ beginning of the response. The usual cut from the right takes the end of the ans
 result stands, and can leave the two sides of a pair identical.
 
 Batches are padded on the right, with the mask beside the ids; the poolers read the mask. Texts of
-like length go together, so that little of the work is padding.
+like length go through the encoder together, so that little of the work is padding.
 
 Copy this file alone; it needs torch only. Read next: `encoders.py`.
 
@@ -72,66 +72,61 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8) -> tuple[
     return ids, mask
 
 
-def map_batches(
+def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows, longest first, as many in a batch as fill `budget` padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:  # a batch's first row is its longest; + 7, since `pad` rounds up to 8
+        if not batches or (len(batches[-1]) + 1) * (lengths[batches[-1][0]] + 7) > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def map_rows(
     function: Callable[[Tensor, Tensor], Tensor],
     rows: Sequence[Sequence[int]],
     pad_id: int,
     device: torch.device | str = "cpu",
-    tokens: int = 8192,
+    budget: int | None = None,
     progress: Callable = lambda batches, name: batches,
 ) -> Tensor:
-    """Apply `function(ids, mask)` to all rows without gradient and return its results in row order.
+    """Apply `function(ids, mask)` to all rows and return its results in row order.
 
-    Rows are taken longest first, as many at a time as fill `tokens` padded tokens, so memory peaks
-    (and fails, if it must) in the first batch. `progress` may wrap the iteration, as tqdm does.
-    Returns one float32 tensor on the CPU, (N,) or (N, D).
+    Every pass through an encoder is this function, in training too: gradients flow if they are
+    enabled. Rows of like length go together, so little of the work is padding, longest first, so
+    memory peaks (and fails, if it must) in the first batch. `budget`: padded tokens at once; None
+    takes what a CPU's caches hold (measured: 1.3 to 1.6 times as fast as 8192 tokens in training,
+    1.2 to 1.6 times in embedding) or what keeps a GPU busy. `progress` may wrap the iteration, as
+    tqdm does. Returns one tensor on `device`, (N,) or (N, D).
     """
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    batches: list[list[int]] = []
-    for i in order:  # a batch's first row is its longest; + 7, since `pad` rounds up to 8
-        if not batches or (len(batches[-1]) + 1) * (len(rows[batches[-1][0]]) + 7) > tokens:
-            batches.append([])
-        batches[-1].append(i)
+    budget = budget or (1024 if torch.device(device).type == "cpu" else 16384)
+    batches = length_batches([len(row) for row in rows], budget)
     results = []
-    with torch.inference_mode():
-        for batch in progress(batches, "encoding"):
-            ids, mask = pad([rows[i] for i in batch], pad_id)
-            results.append(function(ids.to(device), mask.to(device)).float().cpu())
-    # clone: a tensor made in inference mode cannot enter a graph that is trained
-    return torch.cat(results)[torch.tensor(order).argsort()].clone()
+    for batch in progress(batches, "encoding"):
+        ids, mask = pad([rows[i] for i in batch], pad_id)
+        results.append(function(ids.to(device), mask.to(device)))
+    places = torch.tensor([i for batch in batches for i in batch]).argsort()
+    return torch.cat(results)[places.to(device)]
 
 
-def bucketed_batches(
-    lengths: Sequence[int],
-    groups: Sequence[int],
-    batch_size: int,
-    generator: torch.Generator,
-    window: int = 20,
+def shuffled_batches(
+    groups: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """One epoch of shuffled batches, at most `batch_size` examples each: lists of indices.
+    """One epoch of batches, at most `batch_size` examples each: lists of indices.
 
     Examples of one group (the pairs of one prompt) stay together as far as they fit: they share
     responses, so a batch has fewer distinct texts to encode, and the comparisons of one response
     are averaged into one step instead of being learned by heart one by one (InstructGPT, section
-    3.5, https://arxiv.org/abs/2203.02155). Groups are shuffled; within each window of `window`
-    batches they are sorted by length; the batches are shuffled again. Every example comes once.
+    3.5, https://arxiv.org/abs/2203.02155). Groups are shuffled. Every example comes once.
     """
     members: dict[int, list[int]] = {}
     for example, group in enumerate(groups):
         members.setdefault(group, []).append(example)
     chunks = [m[i : i + batch_size] for m in members.values() for i in range(0, len(m), batch_size)]
-    chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
-    batches: list[list[int]] = []
-    while chunks:
-        count, near = 0, []
-        while chunks and count < window * batch_size:
-            near.append(chunks.pop())
-            count += len(near[-1])
-        batch: list[int] = []
-        for chunk in sorted(near, key=lambda chunk: max(lengths[i] for i in chunk)):
-            if len(batch) + len(chunk) > batch_size:
-                batches.append(batch)
-                batch = []
-            batch = batch + chunk
-        batches.append(batch)
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    batches: list[list[int]] = [[]]
+    for i in torch.randperm(len(chunks), generator=generator).tolist():
+        if len(batches[-1]) + len(chunks[i]) > batch_size:
+            batches.append([])
+        batches[-1] += chunks[i]
+    return batches

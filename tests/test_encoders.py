@@ -117,7 +117,7 @@ def test_bt_frozen_vectors_are_regression_vectors_before_normalisation():
     for approach in ("regression", "bt-frozen"):
         built = model.build(approach, MINILM)
         rows, _ = tokens.encode(prompts, responses, built.tokenizer, 256)
-        vectors.append(tokens.map_batches(built.vectors, rows, built.pad_id))
+        vectors.append(built.map(built.vectors, rows))
     torch.testing.assert_close(
         vectors[0], torch.nn.functional.normalize(vectors[1]), atol=1e-5, rtol=0
     )
@@ -128,9 +128,9 @@ def test_bt_frozen_vectors_are_regression_vectors_before_normalisation():
 def test_padding_and_company_change_no_vector(kind, pooling, request):
     built = model.build("bt-finetune", request.getfixturevalue(kind), pooling, 128)
     rows, _ = tokens.encode(["Why?"] * 9, ["so " * n for n in range(9)], built.tokenizer, 128)
-    together = tokens.map_batches(built.vectors, rows, built.pad_id)
+    together = built.map(built.vectors, rows)
     for i, row in enumerate(rows):
-        alone = tokens.map_batches(built.vectors, [row], built.pad_id)
+        alone = built.map(built.vectors, [row])
         torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
     # Padding on the left by hand: wrong for positions counted from the left, so never done here,
     # but extra padding on the right must not matter.
@@ -166,8 +166,8 @@ def test_other_families_load_and_pool(name, tiny_encoder, tmp_path):
     built = model.build("bt-finetune", str(tmp_path / "model"), max_length=64)
     assert built.info["pooling"] == ("last" if name in ("Llama", "Qwen2") else "mean")
     rows, _ = tokens.encode(["Why?"] * 2, ["so", "so " * 20], built.tokenizer, 64)
-    vectors = tokens.map_batches(built.vectors, rows, built.pad_id)
+    vectors = built.map(built.vectors, rows)
     assert vectors.shape == (2, 32)
-    alone = tokens.map_batches(built.vectors, rows[:1], built.pad_id)
+    alone = built.map(built.vectors, rows[:1])
     torch.testing.assert_close(alone[0], vectors[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(built(*tokens.pad(rows, built.pad_id)), torch.zeros(2))

@@ -92,7 +92,7 @@ def make_run(folder: Path, approach: str, base: str, pooling: str | None, **info
         torch.nn.init.normal_(built.head.output.weight)
     if isinstance(built.head, heads.MLPHead):
         rows, _ = built.encode(*zip(*PAIRS, strict=True))
-        built.head.fit_input(tokens.map_batches(built.vectors, rows, built.pad_id))
+        built.head.fit_input(built.map(built.vectors, rows))
         built.head.std.clamp_(min=0.05)  # a random BERT's [CLS] hardly varies: see export.SAME
         built.head.fit_output(torch.tensor([1.0, 4.0, 9.0]))
     model.save(built, folder / "model")

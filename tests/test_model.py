@@ -30,7 +30,7 @@ def fit(built, token_rows, part, epochs, **settings):
     if built.info["approach"] == "bt-finetune":
         history = list(loops.fit_finetune(built, token_rows, part, part, args))
         return history, loops.evaluate(built, token_rows, part)[1]
-    features = tokens.map_batches(built.vectors, token_rows, built.pad_id)
+    features = built.map(built.vectors, token_rows)
     history = list(loops.fit_frozen(built, features, part, part, args))
     return history, loops.evaluate(built, features, part)[1]
 
@@ -54,9 +54,9 @@ def test_a_decoder_overfits_eight_pairs(tiny_decoder):
 def test_the_first_loss_is_ln_2(approach, tiny_encoder):
     built, token_rows, part = prepare(approach, tiny_encoder)
     if approach == "bt-finetune":
-        loss, _ = STEPS[approach](built, *loops.batch(token_rows, part, range(8), 0))
+        loss, _ = STEPS[approach](built, *loops.batch(token_rows, part, slice(8)))
     else:
-        features = tokens.map_batches(built.vectors, token_rows, built.pad_id)
+        features = built.map(built.vectors, token_rows)
         loss, _ = STEPS[approach](built, features, part)
     assert loss.item() == pytest.approx(0.693147, abs=1e-6)
 
@@ -92,10 +92,42 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder, monkey
     torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-4)
 
 
+def test_a_bfloat16_copy_works_and_float32_weights_learn(monkeypatch):
+    plain = lambda groups, **_: torch.optim.SGD(groups, lr=1.0)  # noqa: E731
+    monkeypatch.setattr(torch.optim, "AdamW", plain)
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        built, token_rows, part = prepare("bt-finetune", MINILM)
+        torch.nn.init.normal_(built.head.output.weight)
+        before = {n: p.detach().clone() for n, p in built.encoder.named_parameters()}
+        args = SimpleNamespace(**(ARGS | {"epochs": 1, "lr": 1e-6, "clip": 1e9, "warmup": 0}))
+        list(loops.fit_finetune(built, token_rows, part, part, args, Options(dtype=dtype)))
+        assert {p.dtype for p in built.parameters()} == {torch.float32}
+        after = dict(built.encoder.named_parameters())
+        moved[dtype] = torch.cat([(after[n] - before[n]).flatten().detach() for n in before])
+    exact, rough = moved.values()
+    # In bfloat16 weights steps as small as these would be lost.
+    assert not torch.equal(exact, rough)
+    assert torch.cosine_similarity(exact.double(), rough.double(), dim=0) > 0.99
+    assert 0.9 < rough.norm() / exact.norm() < 1.1
+
+
+def test_a_copy_in_another_precision_leaves_the_buffers_alone(tiny_decoder):
+    built, token_rows, _ = prepare("bt-finetune", tiny_decoder)
+    worker = built.in_precision(torch.bfloat16)
+    assert {p.dtype for p in worker.encoder.parameters()} == {torch.bfloat16}
+    assert all(b.dtype != torch.bfloat16 for b in worker.encoder.buffers())
+    assert worker.head is built.head
+    assert built.in_precision(torch.float32) is built
+    whole, rough = (m.map(m.vectors, token_rows) for m in (built, worker))
+    assert rough.dtype == torch.float32
+    assert 0 < (whole - rough).norm() / whole.norm() < 0.02
+
+
 def test_dropout_is_off_in_training_unless_asked_for(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
     torch.nn.init.normal_(built.head.output.weight)
-    batch = loops.batch(token_rows, part, range(8), built.pad_id)
+    batch = loops.batch(token_rows, part, slice(8))
     seen = {}
     for dropout in (0.0, 0.3):
         args = SimpleNamespace(**(ARGS | {"epochs": 1, "dropout": dropout}))
@@ -115,7 +147,7 @@ def test_dropout_on_an_encoder_without_dropout_layers_is_refused(tiny_encoder):
 
 def test_margin_and_label_smoothing_reach_the_loss(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
-    batch = loops.batch(token_rows, part, range(8), 0)
+    batch = loops.batch(token_rows, part, slice(8))
     step = STEPS["bt-finetune"]
     gap = part.chosen_rating - part.rejected_rating
     expected = torch.nn.functional.softplus(0.5 * gap).mean()
@@ -234,8 +266,8 @@ def test_weights_reach_the_loss_of_every_approach(tiny_encoder):
         losses = []
         for chosen in (only_first, first):
             if approach == "bt-finetune":
-                texts, chosen = loops.batch(token_rows, chosen, range(len(chosen.chosen)), 0)
+                texts, chosen = loops.batch(token_rows, chosen, slice(None))
             else:
-                texts = tokens.map_batches(built.vectors, token_rows, built.pad_id)
+                texts = built.map(built.vectors, token_rows)
             losses.append(step(built, texts, chosen)[0].detach())
         torch.testing.assert_close(*losses)

@@ -6,6 +6,7 @@ import torch
 
 from minirlhf import metrics, report
 from minirlhf.data import PreferencePair
+from minirlhf.tools import compare
 
 LONGER = {"accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.65}
 
@@ -76,7 +77,7 @@ def test_an_interval_as_text():
 
 
 def test_folds_are_pooled_before_anything_is_counted():
-    better, worse, longer, chance = report.compare(two_folds())
+    better, worse, longer, chance = compare.compared(two_folds())
     # 3 of 4 pairs. The mean of the folds' accuracies would be (2/3 + 1) / 2 = 0.833.
     assert (better["name"], better["accuracy"]) == ("better", 0.75)
     assert better["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
@@ -100,7 +101,7 @@ def test_folds_are_pooled_before_anything_is_counted():
 
 def test_pairs_of_one_prompt_stay_together_in_a_comparison():
     agreeing = run_of([1.0] * 100 + [-1.0] * 100, [[1, 2]] * 200, "p" * 100 + "q" * 100, "a" * 200)
-    row = report.compare({"one": [agreeing]})[0]
+    row = compare.compared({"one": [agreeing]})[0]
     # Two prompts, not 200 pairs: a resample holds one of them twice every other time.
     assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == (0.5, 0, 1)
 
@@ -113,7 +114,7 @@ def test_a_lead_on_the_same_pairs_is_seen_though_the_intervals_overlap():
     }
     prompts = [str(i) for i in range(200)]
     results = {k: [run_of(m, [[1, 2]] * 200, prompts, "a" * 200)] for k, m in runs.items()}
-    better, worse, *_ = report.compare(results)
+    better, worse, *_ = compare.compared(results)
     assert worse["accuracy_high"] > better["accuracy_low"]
     assert worse["minus_better_accuracy_low"] < worse["minus_better_accuracy_high"] < 0
 
@@ -122,7 +123,7 @@ def test_response_only_is_last_and_held_against_bt_finetune():
     folds = two_folds()
     results = {"response only": folds["better"], "bt-finetune": folds["better"]}
     results["bt-frozen"] = folds["worse"]
-    rows = report.compare(results)
+    rows = compare.compared(results)
     names = ["bt-finetune", "bt-frozen", "response only", "longer response", "chance"]
     assert [row["name"] for row in rows] == names
     assert rows[1]["minus_better_accuracy"] == pytest.approx(-0.375)
@@ -130,8 +131,8 @@ def test_response_only_is_last_and_held_against_bt_finetune():
 
 
 def test_the_comparison_is_a_markdown_table():
-    rows = report.compare(two_folds())
-    head, rule, *body = table_cells(report.table(rows))
+    rows = compare.compared(two_folds())
+    head, rule, *body = table_cells(compare.table(rows))
     assert {len(cells) for cells in (head, rule, *body)} == {len(head)}
     assert all(re.fullmatch("-{3,}", cell) for cell in rule)
     assert [cells[0] for cells in body] == ["better", "worse", "longer response", "chance"]

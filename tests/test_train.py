@@ -398,7 +398,7 @@ def test_balance_gives_every_subset_the_same_weight():
 
 def test_a_flag_for_all_reaches_those_that_use_it():
     args = train.parse(["--approach", "all", "--margin", "0.3", "--pooling", "cls"])
-    settled = [train.settle(args, approach) for approach in train.APPROACHES]
+    settled = [train.settle(args, approach=approach) for approach in train.APPROACHES]
     assert [one.margin for one in settled] == [0, 0, 0.3, 0.3]
     assert [one.pooling for one in settled] == [None, None, "cls", "cls"]
     assert (args.approach, args.margin) == ("all", 0.3)

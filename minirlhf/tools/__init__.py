@@ -1,4 +1,5 @@
-"""Commands beside the library: `python -m minirlhf.tools.NAME`. The library imports none of them.
+"""Commands beside the library: `python -m minirlhf.tools.NAME`. The library imports none of them;
+`train.py` runs `compare` for its `--approach all` and `--folds`.
 
 selfcheck    padding, order, loss at start, save and load: is this model's plumbing sound?
 export       a run as a model folder of sentence-transformers or transformers, rewards compared

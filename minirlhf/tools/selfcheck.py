@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from minirlhf import data, loops, score, tokens
+from minirlhf import data, loops, score
 from minirlhf import model as models
 from minirlhf.approaches import STEPS
 from minirlhf.bundled.arithmetic import generate
@@ -172,6 +172,7 @@ CHECKS = (padding, batch_size, order_of_a_pair, loss_at_start, one_batch_overfit
 CHECKS += (save_and_load, training_is_scoring)
 
 
+@torch.no_grad()
 def judge(model: models.RewardModel, rows: Sequence, more: int = 0, at_once: int = 10**9) -> Tensor:
     """A number a text, (N,): its reward, or a classification's logit against the text before it.
 
@@ -183,11 +184,8 @@ def judge(model: models.RewardModel, rows: Sequence, more: int = 0, at_once: int
         ids, mask = pad(ids, (0, more), value=model.pad_id), pad(mask, (0, more))
         return model.vectors(ids, mask) if pairwise else model(ids, mask)
 
-    found = tokens.map_batches(function, rows, model.pad_id, model.device, at_once)
-    if pairwise:
-        found = found.to(model.device)
-        return model.head(found, found.roll(1, dims=0)).detach().cpu()
-    return found
+    found = model.map(function, rows, budget=at_once)
+    return (model.head(found, found.roll(1, dims=0)) if pairwise else found).cpu()
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -195,11 +193,12 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.std()).item() if b.std() else math.nan
 
 
+@torch.no_grad()
 def read(model: models.RewardModel, rows: Sequence):
     """What the loops take: the token rows, or features (U, D) where the encoder is frozen."""
     if model.info["approach"] == "bt-finetune":
         return rows
-    return tokens.map_batches(model.vectors, rows, model.pad_id, model.device).to(model.device)
+    return model.map(model.vectors, rows)
 
 
 def fresh(model: models.RewardModel) -> models.RewardModel:

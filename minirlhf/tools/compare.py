@@ -1,0 +1,105 @@
+"""Several approaches on the same folds: what `train.py --approach all` and `--folds N` do.
+
+    python train.py --approach all --folds 5
+
+Each pair is tested once with five folds. Every run gets a folder and a log of its own, in the
+comparison's folder, and in MLflow it is a child of the comparison's run. `comparison.md`, `.json`
+and `.png` hold the table: accuracies with their intervals, and the paired differences, for which
+all approaches see the same pairs.
+"""
+
+import shlex
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+
+from minirlhf import checkpoint, figures
+from minirlhf.metrics import accuracies, bootstrap, credit, named
+from minirlhf.report import interval
+from minirlhf.tracking import track
+
+
+def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., dict]) -> None:
+    """Train and test each approach on each fold, and print one table of all.
+
+    args: what `train.parse` made of the flags; approaches: those there are.
+    run: `train.run`, called with the settings that differ from `args`.
+    """
+    output = Path(args.output)
+    folds = range(args.folds) if args.folds else (args.fold,)
+    jobs = {a: {"approach": a} for a in approaches if args.approach in (a, "all")}
+    if args.approach == "all":
+        jobs["response only"] = {"approach": "bt-finetune", "response_only": True}
+    results = {}
+    with track(args.tracking_uri, args.experiment, output.name, {}, output) as log:
+        if args.overwrite and output.exists():
+            shutil.rmtree(output)
+        output.mkdir(parents=True)
+        config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
+        checkpoint.write_json(output / "config.json", config)
+        print(f"folder    {output}")
+        for name, job in jobs.items():
+            results[name] = []
+            for fold in folds:
+                child = f"{output}/{name.replace(' ', '-')}-{fold}"
+                with open(f"{child}.log", "w", 1) as file, redirect_stdout(file):
+                    results[name].append(run(**job, fold=fold, output=child, overwrite=False))
+                print(f"{name:15} fold {fold}  test accuracy {interval(results[name][-1]['test'])}")
+            rows = compared(results)
+            checkpoint.write_json(output / "comparison.json", rows)
+            checkpoint.write_text(output / "comparison.md", table(rows))
+        figures.draw_comparison(output / "comparison.png", rows)
+        for row in rows:
+            log({f"{row['name'].replace(' ', '_')}_{k}": v for k, v in row.items()}, step=0)
+    print("\n" + table(rows))
+    print(f"everything is in {output}")
+
+
+def compared(results: dict[str, list[dict]]) -> list[dict]:
+    """One row for each approach, best first, then the baselines (response-only first).
+
+    results: of each approach, what `train.run` returned for each fold, all in one order of folds.
+    The test parts are pooled before anything is counted (`metrics.accuracies`): a mean of five
+    accuracies has no interval of its own. `minus_better_accuracy` is the difference to the row
+    above (for response-only: to bt-finetune, of which it is the copy that reads no prompt), pair
+    by pair, and so is `minus_better_balanced_accuracy`. `seconds` are those of one fold, as if it
+    were run alone: the embedding is counted, cached or not.
+    """
+    first = next(iter(results.values()))
+    labels = [[name for run in first for name in run["labels"][i]] for i in (0, 1)]
+    lengths = torch.cat([run["lengths"] for run in first])  # (N, 2)
+    right = {a: credit(torch.cat([run["margins"] for run in results[a]])) for a in results}
+    rows = []
+    for name, runs in results.items():
+        row = {"name": name, "trained": runs[0]["trained"]}
+        row["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
+        row["train_accuracy"] = sum(run["train"]["accuracy"] for run in runs) / len(runs)
+        row |= accuracies(right[name], *labels)
+        rows.append(row | {"gap": row["train_accuracy"] - row["accuracy"]})
+    rows.sort(key=lambda row: (row["name"] == "response only", -row["accuracy"]))
+    for better, row in zip(rows, rows[1:], strict=False):
+        other = "bt-finetune" if row["name"] == "response only" else better["name"]
+        lead = right[row["name"]] - right[other]  # (N,)
+        for name, subsets in (("accuracy", None), ("balanced_accuracy", labels[1])):
+            row |= named(f"minus_better_{name}", bootstrap(lead, labels[0], subsets))
+    longer = accuracies(credit(lengths[:, 0] - lengths[:, 1]), *labels)
+    coin = {"name": "chance", "accuracy": 0.5, "balanced_accuracy": 0.5}
+    return [*rows, {"name": "longer response"} | longer, coin]
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows of `compared` as a Markdown table."""
+    head = ["approach", "parameters", "seconds a fold", "train accuracy", "test accuracy [95 %]"]
+    head += ["train − test", "minus the better", "mean over subsets [95 %]", "minus the better"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    names = ["train_accuracy", "accuracy", "gap", "minus_better_accuracy", "balanced_accuracy"]
+    for row in rows:
+        cells = [f"{row[key]:,.0f}" if key in row else "–" for key in ("trained", "seconds")]
+        cells += [interval(row, name) for name in (*names, "minus_better_balanced_accuracy")]
+        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
+    return "\n".join(lines) + "\n"
