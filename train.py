@@ -13,9 +13,12 @@ file of `minirlhf/` and names it; you only need to go there to see how. The run 
 """
 
 import argparse
+import atexit
+import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from functools import partial
 from itertools import count
@@ -121,6 +124,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give --fold for one fold or --folds for several, not both")
     if args.overwrite and not args.output:
         parser.error("--overwrite goes with --output FOLDER")
+    if int(os.environ.get("RANK", "0")):  # torchrun's first process reports, the others help it
+        args.output, args.tracking_uri = f"{tempfile.mkdtemp()}/run", "none"
+        atexit.register(shutil.rmtree, Path(args.output).parent, ignore_errors=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     free = (f"runs/{args.approach}{f'-{i}' if i > 1 else ''}" for i in count(1))
     args.output = args.output or next(name for name in free if not Path(name).exists())
     if (folder := Path(args.output)).exists():
@@ -171,14 +178,17 @@ def run(args: argparse.Namespace) -> dict:
     from minirlhf import checkpoint, data, encoders, figures, loops, metrics, report
     from minirlhf import model as models
     from minirlhf.approaches import Options
-    from minirlhf.device import pick_device, seed_everything
+    from minirlhf.device import join_ranks, pick_device, ranks, seed_everything
     from minirlhf.tracking import console_row, progress_bar, track
 
     logging.disable_progress_bar()
 
     # ---- device and seed (device.py). The seed comes before the head is built.
-    device, dtype, attention, reason = pick_device(args.device)
-    print(f"device    {device} ({reason})")
+    device, dtype, attention, reason = pick_device(join_ranks(args.device))
+    rank, processes = ranks()
+    if processes > 1 and args.approach != "bt-finetune":
+        raise ValueError("torchrun is for bt-finetune; one process trains a frozen approach")
+    print(f"device    {device} ({reason})" + f", {processes} processes" * (processes > 1))
     seed_everything(args.seed)
 
     # ---- data (data.py): rows -> pairs -> three parts that share no prompt
@@ -257,7 +267,7 @@ def run(args: argparse.Namespace) -> dict:
             checkpoint.append_jsonl(output / "history.jsonl", row)
             log(row, step=row["epoch"])
             history.append(row)
-            if row["best"] and not frozen:
+            if row["best"] and not frozen and rank == 0:
                 models.save(model, output / "model")  # a crash costs one epoch at most
         if frozen:
             models.save(model, output / "model")

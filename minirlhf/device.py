@@ -1,4 +1,4 @@
-"""Which device, in which precision, and why; and the seed.
+"""Which device, in which precision, and why; the seed; and several processes that train together.
 
 Copy this file alone; it needs torch only.
 
@@ -8,9 +8,13 @@ True
 device(type='cpu')
 """
 
+import atexit
+import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 
 class Device(NamedTuple):
@@ -56,3 +60,33 @@ def _has_bfloat16(device: torch.device) -> bool:
 def seed_everything(seed: int) -> None:
     """Seed torch's generators on every device; nothing here draws from another. Call it first."""
     torch.manual_seed(seed)
+
+
+def join_ranks(name: str) -> str:
+    """Under `torchrun`, join the other processes. Returns this one's device name, else `name`.
+
+    NCCL between CUDA devices, gloo between CPUs.
+    """
+    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
+        return name
+    if cuda := name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(name)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    atexit.register(dist.destroy_process_group)
+    return name
+
+
+def ranks() -> tuple[int, int]:
+    """This process's number and how many train together: (0, 1) without `torchrun`."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(tensors: Iterable[torch.Tensor]) -> None:
+    """Replace each tensor by its sum over all processes.
+
+    With gradients, it is what PyTorch's DistributedDataParallel does, in the open: that one also
+    hides the transfer behind the backward pass, which pays from many or large GPUs on.
+    """
+    for tensor in tensors if dist.is_initialized() else ():
+        dist.all_reduce(tensor)

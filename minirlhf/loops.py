@@ -27,6 +27,7 @@ from torch import Tensor
 
 from minirlhf.approaches import PLAIN, STEPS, bt_frozen
 from minirlhf.data import Part
+from minirlhf.device import ranks, sum_over_ranks
 from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
 from minirlhf.tokens import shuffled_batches
@@ -100,8 +101,9 @@ def fit_finetune(
     # Where the hardware multiplies bfloat16, a copy of the encoder in bfloat16 does the work. The
     # float32 weights learn: most steps are smaller than the gaps between bfloat16 numbers.
     worker = model.in_precision(options.dtype)
-    weights = [p for p in model.encoder.parameters() if p.requires_grad]
-    copies = [p for p in worker.encoder.parameters() if p.requires_grad]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    copies = [p for p in worker.parameters() if p.requires_grad]
+    rank, processes = ranks()
     generator = torch.Generator().manual_seed(args.seed)
     best = Best(model, len(train.prompt))
     for epoch in range(1, args.epochs + 1):
@@ -114,26 +116,31 @@ def fit_finetune(
         for i, micro_batches in enumerate(options.progress(steps, f"epoch {epoch}")):
             pairs_in_step = sum(len(pairs) for pairs in micro_batches)
             for pairs in micro_batches:
+                pairs = pairs[rank::processes]  # torchrun's processes share a batch
+                if not pairs:
+                    continue
                 loss, margins = step(worker, *batch(rows, train, pairs, device), options)
-                # Weighted by size, so that accumulation gives the gradient of one large batch.
+                # Weighted by size, so that all parts together give the gradient of one large batch.
                 (loss * len(pairs) / pairs_in_step).backward()
-                if worker is not model:
-                    for weight, copy in zip(weights, copies, strict=True):
-                        if copy.grad is not None:
-                            grad = copy.grad.float()
-                            weight.grad = grad if weight.grad is None else weight.grad + grad
-                            copy.grad = None
                 total_loss += loss.detach() * len(pairs)
                 total_right += credit(margins.detach()).sum()
+            # Not at each step: to read a number off a GPU is to wait for it.
+            if i % 50 == 49 and not total_loss.isfinite():
+                said = f"the loss is not finite since a step between {i - 48} and {i + 1}"
+                raise FloatingPointError(f"{said} of epoch {epoch}; try a lower --lr")
+            for weight, copy in zip(weights, copies, strict=True):  # the same where no copy works
+                grad = torch.zeros_like(weight) if copy.grad is None else copy.grad.float()
+                copy.grad, weight.grad = None, grad
+            sum_over_ranks(weight.grad for weight in weights)
             torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             done = (epoch - 1 + (i + 0.5) / len(steps)) / args.epochs  # the middle of this step
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_share(done, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
-            if worker is not model:
-                for weight, copy in zip(weights, copies, strict=True):
-                    copy.data.copy_(weight)
+            for weight, copy in zip(weights, copies, strict=True):
+                copy.data.copy_(weight)
+        sum_over_ranks([total_loss, total_right])
         result = evaluate(worker, rows, validation)
         row = best.update(epoch, total_loss, total_right, validation, result, start)
         yield row
@@ -211,8 +218,12 @@ def evaluate(
     """
     model.eval()
     if not isinstance(inputs, Tensor):
-        inputs, part = batch(inputs, part, slice(None))
-        inputs = model.map(model.vectors, inputs, progress=progress)  # (U, D)
+        texts, part = batch(inputs, part, slice(None))
+        rank, processes = ranks()
+        inputs = torch.zeros(len(texts), model.info["size"], device=model.device)  # (U, D)
+        mine = slice(rank, None, processes)  # each of torchrun's processes reads its share
+        inputs[mine] = model.map(model.vectors, texts[mine], progress=progress)
+        sum_over_ranks([inputs])
     part = Part(*(t.to(inputs.device) for t in part))
     approach = model.info["approach"]
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here

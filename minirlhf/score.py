@@ -6,6 +6,7 @@
 or, from the command line,
 
     python -m minirlhf.score runs/bt-finetune --prompt "What is 2 + 2?" --response 4 --response 5
+    python -m minirlhf.score runs/bt-finetune --input rows.jsonl --output scored.jsonl
 
 A score is the raw reward of training. A regression's lies on the scale of its ratings. A
 Bradley-Terry reward means nothing by itself; its difference to the reward of another response to
@@ -14,6 +15,7 @@ the same prompt does, and `probability` says how much.
 
 import argparse
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from minirlhf.device import pick_device
 from minirlhf.model import RewardModel
 from minirlhf.model import load as load_model
+from minirlhf.tracking import progress_bar
 
 
 class Scorer:
@@ -51,15 +54,27 @@ class Scorer:
     def rank(self, prompt: str, responses: Sequence[str]) -> list[tuple[float, str]]:
         """(number, response), best first. The number is the reward; for a classification, the mean
         probability of being preferred to each of the other responses (1/2 if there is none)."""
-        others = len(responses) - 1
-        if self.approach != "classification":
-            numbers = self.score_many([prompt] * len(responses), responses)
-        elif others > 0:
-            wins = self._win_probabilities(prompt, responses).sum(1) - 0.5  # 1/2 against itself
-            numbers = (wins / others).tolist()
-        else:
-            numbers = [0.5] * len(responses)
+        numbers = self.judge([(prompt, responses)])[0]
         return sorted(zip(numbers, responses, strict=True), key=lambda pair: -pair[0])
+
+    def best_of_n(self, prompt: str, responses: Sequence[str]) -> str:
+        """The best of the responses. Raises ValueError if there is none."""
+        if not responses:
+            raise ValueError("best_of_n needs at least one response")
+        return self.rank(prompt, responses)[0][1]
+
+    def judge(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+        """The numbers that `rank` sorts by, of many (prompt, responses) at once, in their order."""
+        if self.approach != "classification":
+            flat = [(prompt, response) for prompt, responses in items for response in responses]
+            numbers = iter(self.score_many(*zip(*flat, strict=True)) if flat else [])
+            return [list(islice(numbers, len(responses))) for _, responses in items]
+        found = []
+        for prompt, responses in items:
+            others = max(len(responses) - 1, 1)
+            wins = self._win_probabilities(prompt, responses) if responses else torch.empty(0, 0)
+            found.append((wins.sum(1) - 0.5) / others)  # less the 1/2 against itself
+        return [(w if len(w) > 1 else w + 0.5).tolist() for w in found]
 
     def _win_probabilities(self, prompt: str, responses: Sequence[str]) -> Tensor:
         """(K, K): that of each response (row) over each response (column)."""
@@ -78,7 +93,7 @@ class Scorer:
             return torch.empty(0)
         rows, _ = self.model.encode(prompts, responses)
         with torch.inference_mode():
-            return self.model.map(function, rows)
+            return self.model.map(function, rows, progress=progress_bar)
 
 
 def load(run: str | Path, device: str = "auto") -> Scorer:
@@ -91,21 +106,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m minirlhf.score", description="Rank responses to a prompt, best first."
     )
-    parser.add_argument("run", help="a run folder, such as runs/bt-finetune")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--response", required=True, action="append", help="give it several times")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    add = parser.add_argument
+    add("run", help="a run folder, such as runs/bt-finetune")
+    add("--prompt")
+    add("--response", action="append", help="give it several times")
+    add("--input", metavar="FILE", help="instead: JSON lines of `prompt` and `response` or a list "
+        "`responses`; - reads the standard input")  # fmt: skip
+    add("--output", metavar="FILE", help="where the scored lines go (default: standard output)")
+    add("--keep-going", action="store_true", help="pass over lines that cannot be read")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     args = parser.parse_args(argv)
+    if bool(args.input) == bool(args.prompt and args.response):
+        parser.error("give --prompt and --response, or --input")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         scorer = load(args.run, args.device)
+        if args.input:
+            from minirlhf.tools import score_lines
+
+            return score_lines.main(scorer, args.input, args.output, args.keep_going)
+        print("win rate" if scorer.approach == "classification" else "  reward", " response")
+        for number, response in scorer.rank(args.prompt, args.response):
+            print(f"{number:8.3f}  {response}")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"python -m minirlhf.score: error: {error}\n")
-    print("win rate" if scorer.approach == "classification" else "  reward", " response")
-    for number, response in scorer.rank(args.prompt, args.response):
-        print(f"{number:8.3f}  {response}")
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """README's commands parse, its Python blocks run, and its links lead somewhere."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -10,7 +11,6 @@ import pytest
 
 import train
 from minirlhf import score
-from minirlhf.tools import selfcheck
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,9 +29,9 @@ def test_the_first_screen_holds_exactly_the_two_commands():
     assert README.index(COMMANDS[1]) < 1200
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if " train.py" in c and "pip" not in c])
 def test_train_commands_parse(command):
-    args = train.parse(shlex.split(command)[2:])
+    args = train.parse(shlex.split(command.split("train.py")[1]))
     assert args.approach in (*train.APPROACHES, "all")
 
 
@@ -42,11 +42,18 @@ def test_score_commands_parse(command, monkeypatch, capsys):
     assert "no trained model" in capsys.readouterr().err  # parsed; there is just no run here
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "selfcheck" in c])
-def test_selfcheck_commands_parse(command, capsys):
-    with pytest.raises(SystemExit):
-        selfcheck.main(shlex.split(command)[3:])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "minirlhf.tools" in c])
+def test_tools_commands_parse(command, capsys):
+    module, *flags = shlex.split(command)[2:]
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(module).main(flags)
+    assert stop.value.code == 2
     assert "no trained model" in capsys.readouterr().err
+
+
+def test_no_command_is_left_untested():
+    tested = ("python train.py", "torchrun --nproc-per-node 4 train.py", "python -m minirlhf.")
+    assert all(command.startswith(tested) for command in COMMANDS[2:])
 
 
 def test_python_blocks_run(tiny_encoder, pairs_file):
@@ -75,8 +82,10 @@ def test_links_and_file_names_resolve():
 
 
 def test_every_flag_in_the_text_exists(capsys):
-    helps = ""
-    for command in (train.main, score.main):
+    helps = "--nproc-per-node "  # torchrun's
+    modules = {command.split()[2] for command in COMMANDS if "minirlhf.tools" in command}
+    tools = [importlib.import_module(module).main for module in modules]
+    for command in (train.main, score.main, *tools):
         with pytest.raises(SystemExit):
             command(["--help"])
         helps += capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Commands beside the library: `python -m minirlhf.tools.NAME`. The library imports none of them;
-`train.py` runs `compare` for its `--approach all` and `--folds`.
+`train.py` runs `compare` for its `--approach all` and `--folds`, `score.py` `score_lines` for its
+`--input`: a feature of one flag is no part of the book.
 
 selfcheck    padding, order, loss at start, save and load: is this model's plumbing sound?
 export       a run as a model folder of sentence-transformers or transformers, rewards compared

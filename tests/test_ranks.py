@@ -1,0 +1,90 @@
+"""Two processes that train together do what one does: the same gradients, losses and verdicts."""
+
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minirlhf import data, device, loops, model
+from minirlhf.bundled.arithmetic import generate
+
+ARGS = {"lr": 1e-3, "weight_decay": 0.01, "patience": 1000, "seed": 0, "batch_size": 8}
+ARGS |= {"accumulate": 1, "warmup": 0.1, "clip": 1.0, "dropout": 0.0}
+
+SETTINGS = {
+    "one step": {
+        "plain": True,
+        "lr": 1.0,
+        "epochs": 1,
+        "batch_size": 9,
+        "warmup": 0.0,
+        "clip": 1e9,
+    },
+    "learn": {"epochs": 20},
+}
+
+
+def train(encoder, plain=False, **settings):
+    """History, margins of all pairs, and how far each weight moved, for 9 pairs.
+
+    With 8 pairs a batch, one batch of an epoch is a single pair: the second process has none of it.
+    """
+    adamw = torch.optim.AdamW
+    if plain:  # one step of it leaves minus the gradient in the weights, times the rate
+        torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups, lr=1.0)
+    device.seed_everything(0)
+    built = model.build("bt-finetune", encoder, max_length=96)
+    torch.nn.init.normal_(built.head.output.weight, std=0.02)
+    pairs, _ = data.build_pairs(generate(9))
+    prompts, responses, (part,) = data.index_texts(pairs)
+    part = part._replace(prompt=torch.arange(9))
+    rows, _ = built.encode(prompts, responses)
+    before = {n: p.detach().clone() for n, p in built.named_parameters()}
+    args = SimpleNamespace(**(ARGS | settings))
+    history = [
+        {k: v for k, v in row.items() if k != "seconds"}
+        for row in loops.fit_finetune(built, rows, part, part, args)
+    ]
+    torch.optim.AdamW = adamw
+    moved = {n: (p - before[n]).detach() for n, p in built.named_parameters()}
+    return history, loops.evaluate(built, rows, part)[1], moved
+
+
+def one_of_two(rank, port, encoder, folder):
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({k: str(v) for k, v in names.items()})
+    torch.set_num_threads(1)
+    assert device.join_ranks("cpu") == "cpu"
+    assert device.ranks() == (rank, 2)
+    for name, settings in SETTINGS.items():
+        torch.save(train(encoder, **settings), f"{folder}/{name}-{rank}.pt")
+
+
+def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, tiny_encoder, str(tmp_path)), nprocs=2)
+    together = {n: [torch.load(tmp_path / f"{n}-{r}.pt") for r in (0, 1)] for n in SETTINGS}
+    alone = {name: train(tiny_encoder, **settings) for name, settings in SETTINGS.items()}
+
+    # The gradient of the first step, from unequal shares of 5 and 4 pairs.
+    gradient = alone["one step"][2]
+    assert max(moved.abs().max() for moved in gradient.values()) > 1e-3
+    for name, moved in gradient.items():
+        first, second = (run[2][name] for run in together["one step"])
+        torch.testing.assert_close(first, moved, atol=1e-6, rtol=1e-4, msg=name)
+        assert torch.equal(first, second)
+
+    # Twenty epochs: losses, accuracies, early stopping and verdicts.
+    history, margins, _ = alone["learn"]
+    assert len(history) == 20
+    assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
+    first, second = together["learn"]
+    for mine, theirs in zip(first[0], history, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    assert first[0] == second[0]
+    torch.testing.assert_close(first[1], margins, atol=1e-3, rtol=1e-3)
