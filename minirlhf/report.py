@@ -3,7 +3,9 @@
 It puts numbers of `metrics.py` into words. Read next: `figures.py`.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import indent
 
 from torch import Tensor
@@ -64,22 +66,27 @@ def mistakes(pairs: Sequence, margins: Tensor, count: int = 10) -> str:
     return text
 
 
-def model_card(summary: dict, config: dict, output) -> str:
-    """The run folder's README: what the model is, how good, and how to use it."""
-    compares = summary["approach"] == "classification"
+def model_card(summary: dict, config: dict, output: Path) -> str:
+    """The run folder's README: what the model is, how good, its limits, and how to use it.
+
+    `card.md`, filled in. Its head is the metadata that the hub reads from a model's README
+    (https://huggingface.co/docs/hub/model-cards).
+    """
+    test, compares = summary["test"], summary["approach"] == "classification"
     use = 'rank("2 + 2?", ["4", "5"])' if compares else 'score("2 + 2?", "4")'
-    return f"""# {output.name}
-
-A reward model made by minirlhf with the approach `{summary["approach"]}`
-from `{summary["encoder"]}` on `{summary["dataset"]}`, fold {summary["fold"]}: `{config["command"]}`
-
-```text
-{verdict(summary)}
-```
-
-All numbers are in `metrics.json`, the pictures in `figures/`, all settings in `config.json`, the
-most confident errors in `mistakes.md`.
-
-    import minirlhf
-    minirlhf.load("{output}").{use}
-"""
+    metrics = [
+        {
+            "type": name,
+            "value": round(test[name], 4),
+            "name": f"{name} [95 %] {interval(test, name)}",
+        }
+        for name in ("accuracy", "balanced_accuracy")
+    ]
+    result = {"task": {"type": "text-ranking"}, "metrics": metrics}
+    result["dataset"] = {"type": summary["dataset"], "name": summary["dataset"]}
+    head = {"tags": ["reward-model", "rlhf", "minirlhf"], "base_model": summary["encoder"]}
+    head["model-index"] = [{"name": output.name, "results": [result]}]
+    yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
+    words = summary | {"yaml": yaml, "name": output.name, "output": output, "use": use}
+    words |= {"verdict": verdict(summary).strip(), "command": config["command"]}
+    return (Path(__file__).parent / "card.md").read_text("utf-8").format(**words)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from minirlhf import metrics, report
 from minirlhf.data import PreferencePair
@@ -228,10 +229,16 @@ def test_a_model_card_holds_the_verdict_and_how_to_use_the_model(approach, use):
     card = report.model_card(summary, {"command": command}, Path("runs/one"))
     outside, blocks = fenced(card)
     assert [block.strip() for block in blocks] == [report.verdict(summary).strip()]
-    assert outside.startswith("# one\n")
+    assert "\n# one\n" in outside
     for said in (approach, "`e`", "`d`", "fold 2", f"`{command}`"):
         assert said in outside
     code = [line.strip() for line in outside.splitlines() if line.startswith("    ")]
     assert code[0] == "import minirlhf"
     assert code[1].startswith(f'minirlhf.load("runs/one").{use}(')
     compile("\n".join(code), "README.md", "exec")
+    # The hub's own library reads the metadata.
+    data = ModelCard(card).data
+    assert data.base_model == "e"
+    accuracy, _ = data.eval_results
+    assert (accuracy.metric_type, accuracy.metric_value) == ("accuracy", 0.8)
+    assert report.interval(summary["test"]) in accuracy.metric_name
