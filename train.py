@@ -70,8 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
         "on frozen hidden states. bt-finetune: the same, encoder trained. all: the "
         "four, and bt-finetune without prompts, on the same pairs (default: %(default)s)")
-    add("--response-only", action="store_true",
-        help="blank the prompts, to see what the responses alone give away")
+    add("--response-only", action="store_true", help="blank the prompts: what do answers tell?")
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="arithmetic",
         help="arithmetic (bundled), argilla-math, a .jsonl, .json, .csv or .parquet file, a folder "
@@ -79,14 +78,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--split", default="train", help="which one of a folder or hub id (default: %(default)s)")
     for role in ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"):
         add(f"--{role}-column", metavar="NAME", help="its name, if an unusual one")
-    add("--limit", type=number(int, 1, 10**9), metavar="N",
-        help="the first N pairs (default: all; of arithmetic 5000)")
+    add("--limit", type=number(int, 1, 10**9), metavar="N", help="first N pairs (arithmetic 5000)")
     add("--balance", action="store_true",
         help="weigh pairs so that all values of the column `subset` count the same in the loss")
-    add("--fold", type=number(int, 0, 4), default=0, metavar="0..4",
-        help="which fifth of the prompts is the test part (default: %(default)s)")
-    add("--folds", type=number(int, 1, 5), metavar="1..5",
-        help="the first N folds in turn, and their test parts pooled; 5: all pairs are tested")
+    add("--fold", type=number(int, 0, 4), default=0, metavar="0..4", help="test part (default: 0)")
+    add("--folds", type=number(int, 1, 5), metavar="1..5", help="N in turn; 5: all are tested")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2",
         help="a folder or a hub id: an encoder, or for bt-* also a decoder (default: %(default)s)")
@@ -102,8 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             metavar="N" if kind is int else "X", help=f"{text} (default: {said})")
     add = parser.add_argument_group("the run").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N",
-        help="of the head's start and the order of pairs (default: %(default)s)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="(default: 0)")
     add("--output", metavar="FOLDER", help="run folder (default: runs/APPROACH, or -2, -3 ...)")
     add("--overwrite", action="store_true", help="replace the run in the folder typed as --output")
     add("--no-cache", action="store_true", help="do not keep frozen features on disk")
@@ -128,13 +123,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.output, args.tracking_uri = f"{tempfile.mkdtemp()}/run", "none"
         atexit.register(shutil.rmtree, Path(args.output).parent, ignore_errors=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    free = (f"runs/{args.approach}{f'-{i}' if i > 1 else ''}" for i in count(1))
+    free = (f"runs/{args.approach}" + f"-{i}" * (i > 1) for i in count(1))
     args.output = args.output or next(name for name in free if not Path(name).exists())
-    if (folder := Path(args.output)).exists():
-        if not args.overwrite:
-            parser.error(f"{folder} exists; give another --output, or --overwrite to replace it")
-        if not (folder / "config.json").is_file():
-            parser.error(f"{folder} is no run folder, so it is not overwritten")
+    if (folder := Path(args.output)).exists() and not args.overwrite:
+        parser.error(f"{folder} exists; give another --output, or --overwrite to replace it")
+    if folder.exists() and not (folder / "config.json").is_file():
+        parser.error(f"{folder} is no run folder, so it is not overwritten")
     return args
 
 
@@ -182,13 +176,12 @@ def run(args: argparse.Namespace) -> dict:
     from minirlhf.tracking import console_row, progress_bar, track
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what is wrong ends the run with a sentence of our own
 
     # ---- device and seed (device.py). The seed comes before the head is built.
     device, dtype, attention, reason = pick_device(join_ranks(args.device))
     rank, processes = ranks()
-    if processes > 1 and args.approach != "bt-finetune":
-        raise ValueError("torchrun is for bt-finetune; one process trains a frozen approach")
-    print(f"device    {device} ({reason})" + f", {processes} processes" * (processes > 1))
+    print(f"device    {device} ({reason}), processes: {processes}")
     seed_everything(args.seed)
 
     # ---- data (data.py): rows -> pairs -> three parts that share no prompt
@@ -198,8 +191,7 @@ def run(args: argparse.Namespace) -> dict:
         table = generate(args.limit or 5000)  # what two CPU cores learn from in three minutes
     else:
         table = data.load_rows(args.dataset, args.split)
-    roles = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating")
-    columns = {role: getattr(args, f"{role}_column") for role in roles}
+    columns = {role: getattr(args, f"{role}_column", None) for role in data.COLUMNS}
     pairs, counts = data.build_pairs(table, args.limit, **columns)
     # Equal ratings teach a regression something; as preferences, and in any evaluation, nothing.
     # The test part does not depend on the approach, so that all are tested on the same pairs.
@@ -209,7 +201,8 @@ def run(args: argparse.Namespace) -> dict:
     parts = {"train": data.usable(train, rated), "validation": data.usable(validation, rated)}
     parts["test"] = data.usable(test)
     if not all(parts.values()):
-        raise ValueError("too few pairs; regression and --margin need ratings, others unequal ones")
+        said = "{rated} of {pairs} rated, {rating_ties} of them equal".format(**counts)
+        raise ValueError(f"too few pairs ({said}); regression and --margin need ratings")
     counts["parts"] = {name: len(part) for name, part in parts.items()} | {"train": len(learned)}
     counts["near_duplicates"] = data.near_duplicates(learned, test)
     print(f"data      {args.dataset}")
@@ -278,8 +271,7 @@ def run(args: argparse.Namespace) -> dict:
             # The test part goes the way of scoring, from tokens in float32; the rest as trained.
             judge, seen = (model, rows) if name == "test" else (model.in_precision(dtype), inputs)
             _, margins, rewards = loops.evaluate(judge, seen, index, progress_bar)
-            sides = [[len(pair.chosen), len(pair.rejected)] for pair in part]
-            lengths = torch.tensor(sides).float()  # (N, 2)
+            lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in part]).float()
             labels = [data.normalize(p.prompt) for p in part], [p.subset for p in part]
             temperature = model.info["temperature"]  # fitted on validation, at the best epoch
             results[name] = metrics.summarize(margins, *labels, lengths, rewards, temperature)

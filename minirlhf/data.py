@@ -1,6 +1,6 @@
 """Rows of any known layout in, clean preference pairs out: stages 0 and 1 of the data's path.
 
-    load_rows     a file, a folder or a hub id -> raw rows, through the `datasets` library
+    load_rows     a file, a folder or a hub id -> raw rows
     build_pairs   rows -> PreferencePairs, and a report of what was dropped and why
     split         pairs -> train, validation and test, by prompt
     index_texts   parts -> the distinct texts, and the pairs as row numbers into them
@@ -13,7 +13,7 @@ The split hashes the prompt, so it is the same on every machine, for every appro
 many rows are added, and no prompt is in two parts. A split by row is the classic leak: with several
 pairs a prompt, the model has read most test questions, and their good answers, in training.
 
-Copy this file alone; it needs `datasets` only to load files. Read next: `tokens.py`.
+Copy this file alone; it needs `datasets` for .parquet, folders and the hub. Read next: `tokens.py`.
 
 >>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
 >>> pairs, report = build_pairs(rows)
@@ -21,7 +21,9 @@ Copy this file alone; it needs `datasets` only to load files. Read next: `tokens
 ([39, 2, 9], {})
 """
 
+import csv
 import hashlib
+import json
 import math
 import re
 import unicodedata
@@ -34,7 +36,7 @@ from typing import NamedTuple
 import torch
 
 SHORT_NAMES = {"argilla-math": "RLHFlow/Argilla-Math-DPO-standard"}
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 # The usual names of each column, the first that is present counts.
 COLUMNS = {
@@ -63,30 +65,51 @@ class PreferencePair(NamedTuple):
     subset: str = "all"
 
 
-def load_rows(dataset: str, split: str = "train"):
+def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
     """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
 
-    Returns a `datasets.Dataset`: it iterates over dicts and lies on disk, not in memory. Raises
+    Rows of JSON and CSV are a list; the others are a `datasets.Dataset`, which lies on disk. Raises
     ValueError, in one sentence, if there is nothing to read.
     """
-    import datasets
-
-    path = Path(dataset)
+    path, kind = Path(dataset), Path(dataset).suffix.lower()
     try:
-        if dataset and path.is_dir():
-            return datasets.load_dataset(str(path.resolve()), split=split)
-        if path.is_file() or path.suffix in FORMATS:
-            if not path.exists() or path.suffix not in FORMATS:
+        if path.is_file() or (kind in FORMATS and not path.is_dir()):
+            if kind not in FORMATS or not path.is_file():
                 raise ValueError("unknown file type" if path.exists() else "no such file")
-            kind, file = FORMATS[path.suffix], str(path.resolve())
-            as_text = {"keep_default_na": False} if kind == "csv" else {}  # "None" is an answer
-            return datasets.load_dataset(kind, data_files=file, split=split, **as_text)
-        return datasets.load_dataset(SHORT_NAMES.get(dataset, dataset), split=split)
+            if split != "train":
+                raise ValueError(f"a file has no split {split!r}")
+            if kind != ".parquet":
+                return _read_text(path, kind)
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says it all
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files=str(path.resolve()), split=split)
+        folder = str(path.resolve()) if dataset and path.is_dir() else None
+        return datasets.load_dataset(folder or SHORT_NAMES.get(dataset, dataset), split=split)
     except Exception as error:  # the library has many kinds of its own
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
-        expected = "a .jsonl, .json, .csv or .parquet file, a folder of them, or a hub id"
+        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".!") or repr(error)
+        expected = "a .jsonl, .json or .csv file in UTF-8, a .parquet file, a folder or a hub id"
         raise ValueError(f"cannot read {dataset!r}: {reason}. Give {expected}") from error
+
+
+def _read_text(path: Path, kind: str) -> list[dict]:
+    """Rows of a CSV file, where each cell is text, or of JSON: one list, or one object a line.
+
+    Not by `datasets`: there a null between JSON rows can end the process (5.2, with pyarrow 25).
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(2**31 - 1)  # a long answer has more than the usual 131,072 characters
+        rows = list(csv.DictReader(file, strict=True)) if kind == ".csv" else []
+        text, place, blank = file.read(), 0, re.compile(r"\s*")  # "" at the end of a CSV file
+    while (place := blank.match(text, place).end()) < len(text):
+        value, place = json.JSONDecoder().raw_decode(text, place)
+        rows += value if isinstance(value, list) else [value]
+    columns = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
+    if not columns or None in columns:
+        raise ValueError("a row longer than the header" if columns else f"no row like {GOOD_ROW}")
+    return [columns | row if isinstance(row, dict) else columns for row in rows]
 
 
 def build_pairs(
@@ -112,20 +135,16 @@ def build_pairs(
             dropped["duplicate"] += 1
         else:
             seen[key] = pair
-    pairs = []
-    for (prompt, chosen, rejected), pair in seen.items():
-        if (prompt, rejected, chosen) in seen:
-            dropped["contradiction: preferred both ways"] += 1
-        else:
-            pairs.append(pair)
+    pairs = [pair for (q, a, b), pair in seen.items() if (q, b, a) not in seen]
+    dropped["contradiction: preferred both ways"] = len(seen) - len(pairs)
+    dropped = +dropped  # without what did not happen
     if not pairs:
-        raise ValueError(f"no pair is left of {total} rows; dropped: {dict(dropped)}")
+        said = ", ".join(f"{why}: {count}" for why, count in dropped.items())
+        raise ValueError(f"no pair is left of {total} rows; {said}. A good row: {GOOD_ROW}")
     pairs = pairs[:limit]
     rated = [pair for pair in pairs if pair.chosen_rating is not None]
     lengths = [median(len(pair[i]) for pair in pairs) for i in range(3)]
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(repr(pair).encode())
+    digest = hashlib.sha256("".join(map(repr, pairs)).encode())
     report = {
         "rows": total,
         "pairs": len(pairs),
@@ -155,18 +174,16 @@ def usable(pairs: Sequence[PreferencePair], rated=False, ties=False) -> list[Pre
 
 def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
     """Which column plays which role; None for one that is absent. Raises ValueError if unknown."""
-    names = {}
+    names, there = {}, repr(", ".join(found))[1:-1][:300]
     for role, usual in COLUMNS.items():
         given = columns.get(role)
         if given and given not in found:
-            raise ValueError(f"no column {given!r}; the data has: {', '.join(found)}")
+            raise ValueError(f"no column {given!r}; the data has: {there}")
         names[role] = given or next((name for name in usual if name in found), None)
     if not (names["chosen"] and names["rejected"]):
         expected = "; ".join(f"{role}: {' or '.join(COLUMNS[role])}" for role in COLUMNS)
-        raise ValueError(
-            f"these are no preference pairs. Columns found: {', '.join(found)}. Expected: "
-            f"{expected} (all but chosen and rejected may be absent). A good row: {GOOD_ROW}"
-        )
+        said = f"these are no preference pairs. Columns found: {there}. Expected: {expected} (all"
+        raise ValueError(f"{said} but chosen and rejected may be absent). A good row: {GOOD_ROW}")
     if bool(names["chosen_rating"]) != bool(names["rejected_rating"]):
         raise ValueError("ratings for one side only; name both rating columns or neither")
     return names
@@ -283,7 +300,7 @@ def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
     if not shared:
         return "the two sides share no prompt"
     texts = [_flat(chosen[:shared]), _flat(chosen[shared:]), _flat(rejected[shared:])]
-    if not all(text.strip() for text in texts):
+    if not all(t.strip() for t in texts) or re.search(r"[\ud800-\udfff]", "".join(texts)):
         return "empty or not text"
     if texts[1] == texts[2]:
         return "chosen equals rejected"
@@ -291,9 +308,8 @@ def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
     if None in ratings:
         ratings = [None, None]
     subset = row.get(names["subset"])
-    return PreferencePair(
-        *texts, *ratings, "all" if subset is None else " ".join(str(subset).split())
-    )
+    subset = "all" if subset is None else " ".join(str(subset).split())
+    return PreferencePair(*texts, *ratings, subset)
 
 
 def _turns(value, role: str = "assistant") -> list[tuple[str, str]]:
@@ -307,7 +323,8 @@ def _turns(value, role: str = "assistant") -> list[tuple[str, str]]:
     messages = value if isinstance(value, (list, tuple)) else []
     if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
         return []
-    return [(str(message.get("role", "")), message["content"]) for message in messages]
+    roles = ["user"] * (len(messages) - 1) + [role]  # where the data names none
+    return [(str(m.get("role") or r), m["content"]) for m, r in zip(messages, roles, strict=False)]
 
 
 def _flat(turns: Sequence[tuple[str, str]]) -> str:
@@ -321,6 +338,6 @@ def _flat(turns: Sequence[tuple[str, str]]) -> str:
 def _rating(value) -> float | None:
     try:
         rating = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return rating if math.isfinite(rating) else None
+    return rating if abs(rating) < 1e9 else None  # of more, float32 has no square; nor of NaN

@@ -37,6 +37,9 @@ PACKAGED = {
     )
 }
 
+# No pickle; and a tensor of another shape is found by `_check`, which names it.
+SAFE = {"use_safetensors": True, "ignore_mismatched_sizes": True}
+
 
 def resolve(name: str) -> tuple[str, str]:
     """Where the weights of `name` are and why there: (folder or hub id, reason).
@@ -75,13 +78,11 @@ def load_auto(name: str, attention: str | None = None):
     path, _ = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        how = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": attention}
-        model, told = AutoModel.from_pretrained(path, output_loading_info=True, **how)
+        how = {"dtype": torch.float32, "attn_implementation": attention}
+        model = AutoModel.from_pretrained(path, **how, **SAFE)
     except Exception as error:  # damaged files raise many kinds
         raise ValueError(_ways_out(name, error)) from error
-    # Of what is missing, only a pooler is never read; anything else would be random in silence.
-    if missing := [key for key in told["missing_keys"] if "pooler." not in key]:
-        raise ValueError(f"the weights of {name!r} lack {len(missing)} tensors, as {missing[0]}")
+    _check(name, model, tokenizer)
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name!r} is an encoder-decoder; give an encoder or a decoder")
     return model.eval(), tokenizer
@@ -108,12 +109,24 @@ def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
 
     path, _ = resolve(name)
     try:
-        safe = {"use_safetensors": True}
-        model = SentenceTransformer(path, device=str(device), model_kwargs=safe)
+        model = SentenceTransformer(path, device=str(device), model_kwargs=SAFE)
     except Exception as error:
         raise ValueError(_ways_out(name, error)) from error
+    _check(name, model[0], model.tokenizer)
     model.tokenizer.chat_template = None  # it was trained on plain text, whatever its base was
     return model.float().eval().requires_grad_(False), model.tokenizer
+
+
+def _check(name: str, model: torch.nn.Module, tokenizer) -> None:
+    """Raise ValueError where weights are missing, or the tokenizer belongs to another model."""
+    # transformers marks what it read; the rest is random, in silence. Only a pooler is never used.
+    for key, weight in model.named_parameters():
+        read = hasattr(weight, "_is_hf_initialized") and weight.isfinite().all()
+        if not read and "pooler." not in key:
+            raise ValueError(f"the weights of {name!r} lack sound tensors of this shape: {key}")
+    # A few tokens more are usual: added ones that no text has.
+    if len(tokenizer) > 1.1 * getattr(model.config, "vocab_size", len(tokenizer)):
+        raise ValueError(f"{name!r} knows fewer tokens than its tokenizer has, {len(tokenizer)}")
 
 
 def _ways_out(name: str, error: Exception) -> str:
@@ -149,10 +162,7 @@ def versions() -> dict[str, str]:
 
 
 def cached(
-    compute: Callable[[], torch.Tensor],
-    rows: Sequence[Sequence[int]],
-    folder: Path | None = None,
-    **depends_on: str,
+    compute: Callable, rows: Sequence, folder: Path | None = None, **depends_on: str
 ) -> tuple[torch.Tensor, float, str]:
     """`compute()`, or what an earlier call kept of it: (tensor, seconds, "computed" or the file).
 

@@ -96,8 +96,8 @@ def fit_finetune(
     peaks = (model.encoder, args.lr), (model.head, HEAD_LR_FACTOR * args.lr)
     groups = [{"params": list(module.parameters()), "peak": peak} for module, peak in peaks]
     # Rates are set at each step. Fused is one kernel for all weights, not relied upon on mps.
-    fused = device.type != "mps"
-    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
+    how = {"weight_decay": args.weight_decay, "fused": device.type != "mps"}
+    optimizer = torch.optim.AdamW(groups, **how)
     # Where the hardware multiplies bfloat16, a copy of the encoder in bfloat16 does the work. The
     # float32 weights learn: most steps are smaller than the gaps between bfloat16 numbers.
     worker = model.in_precision(options.dtype)
@@ -126,8 +126,7 @@ def fit_finetune(
                 total_right += credit(margins.detach()).sum()
             # Not at each step: to read a number off a GPU is to wait for it.
             if i % 50 == 49 and not total_loss.isfinite():
-                said = f"the loss is not finite since a step between {i - 48} and {i + 1}"
-                raise FloatingPointError(f"{said} of epoch {epoch}; try a lower --lr")
+                raise FloatingPointError(f"no finite loss at step {i + 1}; try a lower --lr")
             for weight, copy in zip(weights, copies, strict=True):  # the same where no copy works
                 grad = torch.zeros_like(weight) if copy.grad is None else copy.grad.float()
                 copy.grad, weight.grad = None, grad
@@ -228,7 +227,6 @@ def evaluate(
     approach = model.info["approach"]
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
     loss, margins = step(model, inputs, part)
-    if approach == "classification":
-        return loss.item(), margins.cpu(), None
-    rewards = [model.head(inputs[texts]).cpu() for texts in (part.chosen, part.rejected)]
-    return loss.item(), margins.cpu(), torch.stack(rewards, dim=1)
+    sides = (part.chosen, part.rejected) if approach != "classification" else ()
+    rewards = [model.head(inputs[texts]).cpu() for texts in sides]
+    return loss.item(), margins.cpu(), torch.stack(rewards, dim=1) if rewards else None

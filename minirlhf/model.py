@@ -128,14 +128,17 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
     try:
         info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
         if info["format"] > FORMAT:
-            raise ValueError(f"format {info['format']}; this version reads up to {FORMAT}")
+            raise ValueError(f"format {info['format']} is newer than {FORMAT}; update minirlhf")
         head = HEADS[info["approach"]](info["size"])
         head.load_state_dict(load_file(folder / "head.safetensors"))
+        path = f"{folder}/encoder"
+        if info["pooling"] == "as published":
+            encoder, tokenizer = encoders.load_sentence_transformer(path, device)
+        else:
+            encoder, tokenizer = encoders.load_auto(path, attention)
+        model = RewardModel(encoder, tokenizer, head, info).to(device).eval()
+        # One text through it all: what does not belong together fails here.
+        torch.zeros(info["size"]) + model.map(model.vectors, model.encode(["a"], ["b"])[0]).cpu()
+        return model
     except Exception as error:  # a stranger's folder may hold anything
         raise ValueError(f"{folder} holds no readable reward model: {error!r}"[:300]) from error
-    path = f"{folder}/encoder"
-    if info["pooling"] == "as published":
-        encoder, tokenizer = encoders.load_sentence_transformer(path, device)
-    else:
-        encoder, tokenizer = encoders.load_auto(path, attention)
-    return RewardModel(encoder, tokenizer, head, info).to(device).eval()

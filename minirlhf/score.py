@@ -71,9 +71,8 @@ class Scorer:
             return [list(islice(numbers, len(responses))) for _, responses in items]
         found = []
         for prompt, responses in items:
-            others = max(len(responses) - 1, 1)
             wins = self._win_probabilities(prompt, responses) if responses else torch.empty(0, 0)
-            found.append((wins.sum(1) - 0.5) / others)  # less the 1/2 against itself
+            found.append((wins.sum(1) - 0.5) / max(len(wins) - 1, 1))  # less 1/2 against itself
         return [(w if len(w) > 1 else w + 0.5).tolist() for w in found]
 
     def _win_probabilities(self, prompt: str, responses: Sequence[str]) -> Tensor:
@@ -103,9 +102,8 @@ def load(run: str | Path, device: str = "auto") -> Scorer:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m minirlhf.score", description="Rank responses to a prompt, best first."
-    )
+    about = "Score responses, or rank those to one prompt, best first."
+    parser = argparse.ArgumentParser(prog="python -m minirlhf.score", description=about)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
