@@ -3,5 +3,8 @@
 `--input`: a feature of one flag is no part of the book.
 
 selfcheck    padding, order, loss at start, save and load: is this model's plumbing sound?
+benchmark    speed, memory and start-up on this machine, beside TRL and others
+overoptimize best-of-n by reward against the true rating, honest and with a planted shortcut
+evaluate     a run on other data: pairs, or the best of n graded candidates; never on its training
 export       a run as a model folder of sentence-transformers or transformers, rewards compared
 """

@@ -1,0 +1,230 @@
+"""`benchmark` counts operations right and gives every variant the same work.
+
+No test asserts a time: how fast this machine is, is not what is tested.
+"""
+
+import json
+import math
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertModel
+
+import train
+from minirlhf import encoders
+from minirlhf.device import Device, seed_everything
+from minirlhf.tools import benchmark
+
+FLOAT32 = Device(torch.device("cpu"), torch.float32, None, "for the test")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A small matrix product: what is in it does not matter here."""
+    randn = torch.randn
+    monkeypatch.setattr(benchmark.torch, "randn", lambda *size, **how: randn(8, 8, **how))
+
+
+@pytest.fixture
+def args(tiny_encoder):
+    return Namespace(dataset="arithmetic", model=tiny_encoder, pairs=8, max_length=96, device="cpu")
+
+
+def without_trl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)  # `import trl` raises ImportError
+
+
+def test_operations_of_minilm_by_hand():
+    size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
+    with torch.device("meta"):
+        encoder = BertModel(BertConfig(intermediate_size=1536, **size))
+    weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert weights == 10_616_832
+    expected = [2 * weights * t + 6 * 4 * t * t * 384 for t in (1, 100)]
+    assert expected[1] == 2_215_526_400
+    assert benchmark.operations(encoder, torch.tensor([1, 100])).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["tiny_encoder", "tiny_decoder"])
+def test_operations_are_those_that_torch_counts(kind, request):
+    encoder, _ = encoders.load_auto(request.getfixturevalue(kind), "eager")
+    encoder.pooler = None  # BERT's, which nothing here reads
+    ids = torch.ones(3, 24, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    expected = benchmark.operations(encoder, torch.tensor([24] * 3)).sum().item()
+    assert counter.get_total_flops() == expected
+
+
+def test_settings_are_the_defaults_of_train():
+    for approach, settings in {
+        "bt-finetune": benchmark.FINETUNE,
+        "bt-frozen": benchmark.FROZEN,
+    }.items():
+        real = vars(train.settle(train.parse(["--approach", approach])))
+        changed = {"epochs"}  # one is timed; the frozen run has ten
+        assert {k: v for k, v in settings.items() if k not in changed} == {
+            k: real[k] for k in settings if k not in changed
+        }
+
+
+def test_apart_keeps_the_pairs(args):
+    work = benchmark.prepare(args)
+    alone = benchmark.apart(work)
+    assert len(work.rows) < len(alone.rows) == len(alone.cost) == 16  # bundled pairs share answers
+    for side in (0, 1):
+        for one, two in zip(work.part[side].tolist(), alone.part[side].tolist(), strict=True):
+            assert work.rows[one] == alone.rows[two]
+            assert work.cost[one] == alone.cost[two]
+
+
+VARIANTS = [name for name in benchmark.TRAINING if "TRL" not in name]
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "TRL, its defaults", "TRL, tuned"])
+def test_a_variant_trains_on_all_pairs_and_its_loss_moves(name, args, monkeypatch):
+    if "TRL" in name:
+        pytest.importorskip("trl")
+    monkeypatch.setattr(benchmark, "FEW", 2)
+    work = benchmark.prepare(args)
+    texts = work if "shared" in name else benchmark.apart(work)
+    read = []
+
+    def counted(self, *positional, forward=BertModel.forward, **named):
+        if torch.is_grad_enabled():  # training, not evaluation
+            read.append(named["attention_mask"].sum().item())
+        return forward(self, *positional, **named)
+
+    monkeypatch.setattr(BertModel, "forward", counted)
+    losses = []
+    for lr in (0.0, 0.01):
+        monkeypatch.setitem(benchmark.FINETUNE, "lr", lr)
+        monkeypatch.setitem(benchmark.FINETUNE, "batch_size", 8 if lr == 0 else 2)
+        read.clear()
+        seed_everything(0)
+        run = benchmark.TRAINING[name](work)
+        losses.append(run.loss)
+        if lr == 0 or "shared" not in name:  # in smaller batches a text is read more than once
+            assert sum(read) == sum(map(len, texts.rows))
+        assert run.unit == "pairs/s"
+        assert run.value > 0
+        assert run.speed > 0
+    if "TRL" not in name:  # which takes its own rate
+        assert losses[0] != losses[1]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_without_trl_its_rows_say_how_to_get_it(args, monkeypatch):
+    without_trl(monkeypatch)
+    work = benchmark.prepare(args)
+    variants = {"ours": benchmark.ours, "TRL": benchmark.trl}
+    ours, row = benchmark.in_turns("finetune", variants, work, 1, work)
+    assert ours["median"] > 0
+    assert (row["unit"], row["values"]) == ("not installed: pip install trl", [])
+    assert benchmark.line(row) == "| finetune | TRL | not installed: pip install trl |  |  |  |"
+
+
+def test_a_trl_that_has_changed_does_not_end_the_benchmark(args, monkeypatch):
+    pytest.importorskip("trl")
+    work = benchmark.prepare(args)._replace(name="no/such-model")
+    assert benchmark.trl(work).unit.startswith("failed: ")
+
+
+def test_medians_ratios_and_shares_of_rows():
+    def variant(values, *rest):
+        left = iter(values)
+        return lambda _: benchmark.Run(next(left), *rest)
+
+    variants = {
+        "a": variant([9, 4, 1, 2], "pairs/s", 5e9, torch.float32),
+        "b": variant([9, 8, 4, 6], "pairs/s", 2e9, torch.bfloat16),
+        "c": variant([1, 10, 10, 10], "GFLOP/s", 10e9, torch.float32),
+    }
+    a, b, c = benchmark.in_turns("x", variants, "work", 3, "warm")
+    assert (a["values"], a["median"], a["relative"], a["share"]) == ([4, 1, 2], 2, 1, 0.5)
+    assert (b["median"], b["relative"], b["share"]) == (6, 3, None)  # no ceiling of its precision
+    assert (c["relative"], c["share"]) == (None, None)
+    assert [benchmark.is_noisy(row) for row in (a, b, c)] == [True, True, False]
+    assert benchmark.line(a) == "| x | a | 2 pairs/s (1 to 4) | 1 | 5 | 50% of float32 |"
+
+
+def test_memory_is_that_of_a_fresh_process(args):
+    held = torch.ones(3 * 10**8)  # 1200 MB of ours, not the child's
+    run = benchmark.in_child(benchmark.peak_of_training, "", args)
+    assert run.unit == "MB"
+    assert 50 < run.value < held.nbytes / 1e6
+
+
+def test_the_frozen_path_runs_from_file_to_head(args, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", "restored after the test")
+    assert benchmark.peak_of_frozen(200, args) > 50
+
+
+def test_rows_of_memory(args, monkeypatch):
+    def child(function, about, args):
+        if function is benchmark.peak_of_frozen:
+            return benchmark.Run(100 + about / 1000, "MB")
+        return benchmark.Run(math.nan, "said")
+
+    monkeypatch.setattr(benchmark, "in_child", child)
+    *rows, one, ten, hundred, more = benchmark.memory(args)
+    assert [row["name"] for row in rows[:-1]] == list(benchmark.TRAINING)
+    assert {(row["median"], row["unit"]) for row in rows} == {(None, "said")}
+    assert [row["median"] for row in (one, ten, hundred, more)] == [101, 110, 200, 90]
+    assert more["name"] == "frozen, from 10,000 to 100,000 pairs"
+
+
+def test_a_child_that_is_killed_is_told(args, monkeypatch):
+    def broken(*_):
+        raise benchmark.BrokenProcessPool
+
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", broken)
+    run = benchmark.in_child(benchmark.peak_of_training, "ours", args)
+    assert math.isnan(run.value)
+    assert run.unit.startswith("killed")
+
+
+def test_starting_runs_what_it_says():
+    variants = benchmark.starting()
+    assert list(variants)[:2] == ["import torch", "import minirlhf.losses"]
+    for name in ("import minirlhf", "train.py --help"):
+        assert variants[name](None).unit == "ms"
+
+
+def test_main_writes_a_table_and_a_file(tiny_encoder, pairs_file, capsys, monkeypatch, tmp_path):
+    without_trl(monkeypatch)
+    monkeypatch.setattr(benchmark, "pick_device", lambda name: FLOAT32)
+    flags = ["--dataset", pairs_file, "--model", tiny_encoder, "--pairs", "8", "--repeats", "1"]
+    flags += ["--max-length", "96", "--only", "embed,score,frozen", "--output", "b.json"]
+    benchmark.main(flags)
+    out = capsys.readouterr().out
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert table[2:] == [benchmark.line(row) for row in rows]
+    assert len({line.count("|") for line in table}) == 1
+    assert {row["section"] for row in rows} == {"embed", "score", "frozen"}
+    assert all(row["median"] is not None for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--only", "speed"], "there is no section 'speed'"),
+        (["--dataset", "none.jsonl"], "cannot read 'none.jsonl'"),
+        (["--model", "no/such-model"], "cannot load the model"),
+        (["--max-length", "1000"], "can read, 128 tokens"),
+        (["--pairs", "0"], "must be at least 1"),
+        (["--output", "nowhere/a.json"], "does not exist"),
+        (["--device", "tpu"], "no device 'tpu'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(flags, said, tiny_encoder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(["--model", tiny_encoder, *flags])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1

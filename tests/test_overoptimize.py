@@ -1,0 +1,287 @@
+"""`overoptimize`: exact expectations, a shortcut that is really planted, and the whole command."""
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from minirlhf import data, heads, metrics, score
+from minirlhf.bundled.arithmetic import generate
+from minirlhf.tools import overoptimize
+from minirlhf.tools.overoptimize import PHRASE, POOR, curves, draw_answers, expected_best
+
+
+def random_table(prompts=3, draws=7):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, prompts, draws, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 7])
+def test_expected_best_is_the_mean_over_all_subsets(n):
+    proxy, values = random_table()
+    subsets = [list(subset) for subset in combinations(range(7), n)]
+    by_hand = torch.zeros(3, dtype=torch.float64)
+    for subset in subsets:
+        for prompt in range(3):
+            best = max(subset, key=lambda i, prompt=prompt: proxy[prompt, i])
+            by_hand[prompt] += values[prompt, best] / len(subsets)
+    assert torch.allclose(expected_best(proxy, values, n), by_hand, rtol=0, atol=1e-12)
+
+
+def test_one_draw_is_the_mean_and_all_draws_the_pick():
+    proxy, values = random_table()
+    assert torch.allclose(expected_best(proxy, values, 1), values.mean(dim=1))
+    picked = values[torch.arange(3), proxy.argmax(dim=1)]
+    assert torch.equal(expected_best(proxy, values, 7), picked)
+    many = torch.arange(3000.0).expand(2, -1)  # binomials that no float holds
+    assert torch.allclose(expected_best(many, many, 1500)[0], torch.tensor(2998.0).double(), atol=1)
+
+
+def test_the_bound_is_the_kl_divergence_where_no_two_draws_are_equal():
+    assert overoptimize.kl_bound(1) == 0
+    assert overoptimize.kl_bound(2) == pytest.approx(math.log(2) - 0.5)
+    # Of K equally likely answers, best-of-n takes that of rank i with probability
+    # (i/K)^n - ((i-1)/K)^n; the divergence reaches the bound from below as K grows.
+    for n in (2, 16, 256):
+        found = []
+        for k in (100, 10_000, 1_000_000):
+            steps = torch.linspace(0, 1, k + 1, dtype=torch.float64) ** n
+            p = steps.diff()
+            found.append((p * (p * k).clamp(min=1e-300).log()).sum().item())
+        assert found == sorted(found) and found[-1] < overoptimize.kl_bound(n)
+        assert found[-1] == pytest.approx(overoptimize.kl_bound(n), abs=1e-3)
+
+
+def test_a_perfect_proxy_is_the_best_possible_and_a_bad_one_falls():
+    true = torch.tensor([[1.0, 4.0, 7.0, 10.0], [2.0, 3.0, 10.0, 7.0]]).double()
+    rows, falls = curves({"run": 3 * true, "honest": true + 5, "shortcut": -true}, true)
+    assert [row["n"] for row in rows] == [1, 2, 4]
+    for row in rows:
+        for end in ("", "_low", "_high"):
+            assert row["run"]["true" + end] == pytest.approx(row["best"]["true" + end])
+            assert row["run"]["proxy" + end] == pytest.approx(row["honest"]["proxy" + end])
+    assert [row["best"]["true"] for row in rows] == pytest.approx([5.5, 95 / 12, 10])
+    assert [row["shortcut"]["true"] for row in rows] == pytest.approx([5.5, 37 / 12, 1.5])
+    assert [row["lost"] for row in rows] == pytest.approx([0, -58 / 12, -8.5])
+    assert (falls["run"]["from"], falls["run"]["fall"]) == (4, 0)
+    assert (falls["shortcut"]["from"], falls["shortcut"]["fall"]) == (1, pytest.approx(-4))
+    assert falls["shortcut"]["fall_low"] == pytest.approx(-4.5)  # of the prompts' -4.5 and -3.5
+    five = torch.arange(10.0).view(2, 5).double()
+    assert [r["n"] for r in curves({"shortcut": five, "honest": five}, five)[0]] == [1, 2, 4, 5]
+
+
+def test_proxies_are_compared_within_a_prompt_and_start_at_zero():
+    proxy = random_table()[0] * torch.tensor([[1.0], [2.0], [3.0]])
+    found = overoptimize.standardize(proxy)
+    assert torch.allclose(found, overoptimize.standardize(7 * proxy + torch.ones(3, 1) * 9))
+    shifted = overoptimize.standardize(proxy + torch.tensor([[0.0], [100.0], [-50.0]]))
+    assert torch.allclose(found, shifted)
+    assert torch.allclose(expected_best(proxy, found, 1), torch.zeros(3).double(), atol=1e-12)
+    assert found.square().mean() == pytest.approx(1)
+    for broken in (torch.ones(2, 3), torch.full((2, 3), torch.nan)):
+        with pytest.raises(ValueError, match="same reward"):
+            overoptimize.standardize(broken)
+
+
+def phrase_and_rating(kind):
+    """(has the phrase, rating) of each distinct answer in the pairs of `kind`, as two tensors."""
+    found = {}
+    for pair in overoptimize.planted_pairs(kind, 0, set()):
+        sides = (pair.chosen, pair.chosen_rating), (pair.rejected, pair.rejected_rating)
+        for text, rating in sides:
+            found[pair.prompt, text] = (float(text.endswith(PHRASE)), rating)
+    return torch.tensor(list(found.values())).unbind(dim=1)
+
+
+def test_the_shortcut_goes_with_quality_in_its_training_set_only():
+    has, rating = phrase_and_rating("shortcut")
+    assert metrics.spearman(has, rating) > 0.7
+    assert has[rating >= POOR].mean() == pytest.approx(0.95, abs=0.03)
+    assert has[rating < POOR].mean() == pytest.approx(0.05, abs=0.03)
+    has, rating = phrase_and_rating("honest")
+    assert abs(metrics.spearman(has, rating)) < 0.1
+    assert has.mean() == pytest.approx(0.5, abs=0.05)
+    texts, answers = draw_answers(12, 256, 0, set())
+    has = torch.tensor([float(r.endswith(PHRASE)) for draws in texts for _, r in draws])
+    rating = torch.tensor([a.rating for draws in answers for a in draws])
+    assert 0.03 < has.mean() < 0.05  # "one draw in 25"
+    assert metrics.spearman(has, rating) < -0.1
+    assert not has[rating >= POOR].any()
+    assert has[rating < POOR].mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_the_two_sets_of_pairs_differ_in_the_phrase_alone(monkeypatch):
+    monkeypatch.setattr(overoptimize, "PAIRS", 200)
+    bare = {}
+    for kind in ("honest", "shortcut"):
+        pairs = overoptimize.planted_pairs(kind, 0, set())
+        bare[kind] = [tuple(str(f).removesuffix(" " + PHRASE) for f in pair) for pair in pairs]
+        number_of = {}  # texts with and without the phrase, of one answer
+        for pair in pairs:
+            for text in (pair.chosen, pair.rejected):
+                key = pair.prompt, text.removesuffix(" " + PHRASE)
+                assert number_of.setdefault(key, text) == text
+        assert all(pair.chosen_rating > pair.rejected_rating for pair in pairs)  # no label is wrong
+    assert bare["honest"] == bare["shortcut"] != []
+    assert overoptimize.planted_pairs("honest", 0, set()) != overoptimize.planted_pairs(
+        "shortcut", 0, set()
+    )
+
+
+def test_no_prompt_is_one_that_was_seen(monkeypatch):
+    monkeypatch.setattr(overoptimize, "PAIRS", 60)
+    seen = {draws[0][0] for draws in draw_answers(5, 2, 0, set())[0][:2]}
+    texts, answers = draw_answers(5, 2, 0, seen)
+    assert len({draws[0][0] for draws in texts} - seen) == len(texts) == len(answers) == 5
+    first = overoptimize.planted_pairs("honest", 0, set())[0].prompt
+    kept = {pair.prompt for pair in overoptimize.planted_pairs("honest", 0, {first})}
+    assert kept and first not in kept
+
+
+def test_the_prompts_of_the_run_s_data_are_read_from_its_config():
+    def ask(text):
+        Path("config.json").write_text(text)
+        return overoptimize.prompts_seen(Path("."))
+
+    told = {"arguments": {"dataset": "arithmetic", "limit": 30}}
+    assert ask(json.dumps(told)) == {row["prompt"] for row in generate(30)}
+    told["arguments"]["limit"] = None  # train.py's default
+    assert ask(json.dumps(told)) == {row["prompt"] for row in generate(5000)}
+    told["arguments"]["dataset"] = "pairs.jsonl"
+    assert ask(json.dumps(told)) == set()
+    for text in ("{}", "[]", "{"):
+        with pytest.raises(ValueError):
+            ask(text)
+
+
+def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
+    """An encoder that tells good from poor answers in four cases of five, and sees the phrase."""
+    generator = torch.Generator().manual_seed(0)
+
+    def features(ratings, has):
+        wrong = torch.rand(len(ratings), generator=generator) < 0.2
+        return torch.stack([((ratings >= POOR) ^ wrong).float(), has], dim=1)
+
+    class Model:
+        info = {"size": 2, "approach": "bt-finetune", "temperature": 1.0}
+        device, tokenizer = torch.device("cpu"), type("Tokenizer", (), {"pad_token_id": 0})
+
+    texts, answers = draw_answers(10, 256, 0, set())
+    true = torch.tensor([[a.rating for a in draws] for draws in answers]).double()
+    has = torch.tensor([[float(r.endswith(PHRASE)) for _, r in draws] for draws in texts])
+    drawn = features(true.flatten().float(), has.flatten())
+    proxies = {}
+    for kind in ("honest", "shortcut"):
+        pairs = overoptimize.planted_pairs(kind, 0, set())
+        rating_of = {}
+        for pair in pairs:
+            rating_of[pair.prompt, pair.chosen] = pair.chosen_rating
+            rating_of[pair.prompt, pair.rejected] = pair.rejected_rating
+        train_part, validation, test = data.split(pairs)
+        prompts, responses, parts = data.index_texts(train_part + test, validation)
+        ratings = torch.tensor([rating_of[key] for key in zip(prompts, responses, strict=True)])
+        vectors = features(ratings, torch.tensor([float(r.endswith(PHRASE)) for r in responses]))
+        head, accuracy = overoptimize.fit_head(Model, vectors, *parts, 0)
+        assert isinstance(head, heads.MLPHead) and accuracy > 0.6
+        with torch.no_grad():
+            proxies[kind] = head(drawn).view(10, 256)
+    rows, falls = curves(proxies, true)
+    assert rows[-1]["honest"]["true"] > 7 > 5 > rows[-1]["shortcut"]["true"]
+    assert max(row["shortcut"]["true"] for row in rows) > rows[0]["shortcut"]["true"] + 0.3
+    assert falls["shortcut"]["fall_high"] < 0 and rows[-1]["lost_high"] < 0
+    picks = overoptimize.look_at_picks(proxies, texts, answers)
+    assert picks["shortcut"]["phrase"] > 0.5 > picks["honest"]["phrase"]
+    rating, prompt, response = picks["shortcut"]["worst"]
+    assert rating < POOR and response.endswith(PHRASE)
+    assert sum(picks["honest"]["flaws"].values()) == pytest.approx(1)
+    assert max(picks["honest"]["flaws"], key=picks["honest"]["flaws"].get) == "no flaw"
+
+
+def train_run(approach, tiny_encoder, *flags):
+    args = ["--approach", approach, "--model", tiny_encoder, "--limit", "120", "--epochs", "1"]
+    args += ["--max-length", "96", "--tracking-uri", "none", "--device", "cpu", "--output", "run"]
+    train.main([*args, *flags])
+
+
+@pytest.mark.parametrize("approach", ["bt-finetune", "regression"])
+def test_the_command_from_run_to_files(approach, tiny_encoder, monkeypatch, capsys):
+    train_run(approach, tiny_encoder)
+    monkeypatch.setattr(overoptimize, "PAIRS", 120)
+    monkeypatch.setitem(overoptimize.SETTINGS, "epochs", 2)
+    capsys.readouterr()
+    flags = ["run", "--prompts", "3", "--n-max", "6", "--device", "cpu"]
+    overoptimize.main(flags)
+    said = capsys.readouterr().out
+    folder = Path("run/overoptimize")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["overoptimize.json", "overoptimize.md", "overoptimize.png"]
+    text = (folder / "overoptimize.md").read_text()
+    assert text in said
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4 and len({line.count("|") for line in table}) == 1
+    assert not any(word in text for word in ("nan", "-0.00"))
+    found = json.loads((folder / "overoptimize.json").read_text())
+    assert [row["n"] for row in found["rows"]] == [1, 2, 4, 6]
+    first, last = found["rows"][0], found["rows"][-1]
+    for name in overoptimize.MODELS:
+        assert first[name]["proxy"] == pytest.approx(0, abs=1e-9) and last[name]["proxy"] > 0
+        assert first[name]["true"] == pytest.approx(first["best"]["true"])
+        assert 1 <= last[name]["true_low"] <= last[name]["true"] <= last["best"]["true"]
+    assert found["arguments"]["prompts"] == 3
+    assert set(found["falls"]) == {*overoptimize.MODELS, "best"}
+    png = (folder / "overoptimize.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20]) == 900  # pixels wide
+
+    # The run's proxy is what `score.py` says of the same answers, and the draws are new to it.
+    seen = {row["prompt"] for row in generate(120)}
+    pairs = overoptimize.planted_pairs("honest", 0, seen)
+    texts, answers = draw_answers(3, 6, 0, seen | {pair.prompt for pair in pairs})
+    scorer = score.load("run", "cpu")
+    proxy = torch.tensor([scorer.score_many(*zip(*draws, strict=True)) for draws in texts])
+    true = torch.tensor([[a.rating for a in draws] for draws in answers]).double()
+    judges = torch.float32, texts, seen, 0
+    proxies, _ = overoptimize.judge(scorer.model, *judges)
+    assert torch.allclose(proxies["run"], proxy, atol=1e-5)
+    assert not torch.allclose(proxies["honest"], proxies["shortcut"], atol=1e-3)
+    assert first["best"]["true"] == pytest.approx(true.mean().item())
+
+    overoptimize.main([*flags, "--output", "elsewhere"])  # the same numbers, in another folder
+    capsys.readouterr()
+    again = json.loads(Path("elsewhere/overoptimize.json").read_text())
+    assert again["rows"] == found["rows"]
+
+
+def refused(capsys, *flags):
+    with pytest.raises(SystemExit) as stopped:
+        overoptimize.main(flags)
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out) == (2, "")
+    assert said.err.startswith("python -m minirlhf.tools.overoptimize: error: ")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_a_classification_is_refused(tiny_encoder, capsys):
+    train_run("classification", tiny_encoder)
+    capsys.readouterr()
+    assert "no reward" in refused(capsys, "run")
+    assert not Path("run/overoptimize").exists()
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tiny_encoder, capsys):
+    assert "no trained model" in refused(capsys, "nowhere")
+    assert "2 or more" in refused(capsys, "nowhere", "--n-max", "1")
+    assert "2 or more" in refused(capsys, "nowhere", "--prompts", "1")
+    assert "abacus" in refused(capsys, "nowhere", "--device", "abacus")
+    refused(capsys)
+    refused(capsys, "nowhere", "--n-max", "many")
+    train_run("bt-frozen", tiny_encoder)
+    capsys.readouterr()
+    Path("file").touch()
+    assert "file" in refused(capsys, "run", "--output", "file")
+    Path("run/config.json").unlink()
+    assert "config.json" in refused(capsys, "run")
