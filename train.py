@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from difflib import get_close_matches
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -63,8 +64,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about, examples = __doc__.split("\n\n")[:2]
     parser = argparse.ArgumentParser(usage="python train.py [flags]", description=about,
         epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # An error is one line, without argparse's usage.
-    parser.error = lambda message: parser.exit(2, f"train.py: error: {message}\n")
+    # An error is one line, without argparse's usage; to a misspelt approach, with the nearest one.
+    parser.error = lambda text: parser.exit(2, "train.py: error: " + "; did you mean ".join(
+        [text, *get_close_matches((text + "''").split("'")[1], APPROACHES, 1)]) + "\n")
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=(*APPROACHES, "all"), default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "

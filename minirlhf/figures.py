@@ -30,31 +30,26 @@ BLUE, RED = "#0072B2", "#D55E00"
 
 
 def draw_run(
-    folder: Path,
-    history: list[dict],
-    margins: Tensor,
-    rewards: Tensor | None,
-    lengths: Tensor,
-    summary: dict,
+    folder: Path, rows: list, margins: Tensor, rewards: Tensor | None, lengths: Tensor, test: dict
 ) -> None:
     """Write a run's pictures into `folder`, which is made if it is not there.
 
-    history: training's rows, one an epoch; the last one marked `best` is the epoch that was kept.
+    rows: training's, one an epoch; the last one marked `best` is the epoch that was kept.
     margins (N,), rewards (N, 2) of chosen and rejected, or None where the model only compares, and
         lengths (N, 2) in characters: of the test part, on the CPU.
-    summary: what `metrics.summarize` says of the same part.
+    test: what `metrics.summarize` says of the same part.
 
     Without rewards there is no `reward_length.png`, and with one subset only, no `subsets.png`.
     """
-    _learning_curves(folder / "learning_curves.png", history)
-    _reliability(folder / "reliability.png", margins, summary)
+    _learning_curves(folder / "learning_curves.png", rows)
+    _reliability(folder / "reliability.png", margins, test)
     if rewards is None:
         _histogram(folder / "rewards.png", "margin", margins, ("a pair's margin",))
     else:
         _histogram(folder / "rewards.png", "reward", rewards, ("chosen", "rejected"))
-        _reward_length(folder / "reward_length.png", rewards, lengths, summary)
-    if len(summary["subsets"]) > 1:
-        _subsets(folder / "subsets.png", summary["subsets"], summary["balanced_accuracy"])
+        _reward_length(folder / "reward_length.png", rewards, lengths, test)
+    if len(test["subsets"]) > 1:
+        _subsets(folder / "subsets.png", test["subsets"], test["balanced_accuracy"])
 
 
 def draw_comparison(path: Path, rows: list[dict]) -> None:

@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         scorer = load(args.run, args.device)
         if args.input:

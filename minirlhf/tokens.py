@@ -41,7 +41,8 @@ def encode(
     `tokenizer` is a `transformers` tokenizer. A row is an `array` of 4-byte integers: a list of
     Python's own integers would take eight times the memory.
     """
-    texts = [render(*pair, tokenizer) for pair in zip(prompts, responses, strict=True)]
+    pairs = zip(prompts, responses, strict=True)  # half a surrogate pair becomes a question mark
+    texts = [render(*pair, tokenizer).encode(errors="replace").decode() for pair in pairs]
     # A chat template writes its own special tokens; adding them again would double the first one.
     special = not getattr(tokenizer, "chat_template", None)
     tokenizer.truncation_side = "left"

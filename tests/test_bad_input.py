@@ -228,7 +228,8 @@ def test_what_may_not_be_read_or_written(capsys):
 
 BT, FROZEN = ("--approach", "bt-finetune"), ("--approach", "bt-frozen")
 FLAGS = [
-    (["--approach", "bt-finetun"], "choose from 'regression'"),
+    (["--approach", "bt-finetun"], "did you mean bt-finetune"),
+    (["--approach", "regresion"], "did you mean regression"),
     (["--approach", ""], "invalid choice: ''"),
     (["pairs.jsonl"], "unrecognized arguments: pairs.jsonl"),
     (["--lr"], "argument --lr: expected one argument"),
@@ -434,9 +435,9 @@ def test_a_bad_run_folder(kind, approach, trained, capsys):
 
 @pytest.mark.parametrize("approach", ["bt-finetune", "classification"])
 def test_odd_texts_are_scored(approach, trained, capsys):
-    odd = ["", " ", "\0", "4 \U0001f916", "\u05d0\u05e8\u05d1\u05e2", "4 " * 1000]
+    odd = ["", " ", "\0", "4 \U0001f916", "\u05d0\u05e8\u05d1\u05e2", "4 " * 1000, "broken \ud83d"]
     flags = [flag for text in odd for flag in ("--response", text)]
-    score.main([str(trained[approach]), "--prompt", "2 + 2?", *flags, "--device", "cpu"])
+    score.main([str(trained[approach]), "--prompt", "2 + 2?", *flags[:-2], "--device", "cpu"])
     assert len(re.findall(r"^ *-?\d+\.\d{3}  ", capsys.readouterr().out, re.M)) == 6
     ranked = score.load(trained[approach], "cpu").rank("2 + 2?", odd)
     assert sorted(text for _, text in ranked) == sorted(odd)
