@@ -33,8 +33,8 @@ APPROACHES = ("regression", "classification", "bt-frozen", "bt-finetune")
 # fmt: off
 TUNED = {
     "epochs": (int, 1, 10**6, 100, 3, "passes over the training pairs"),
-    "batch_size": (int, 1, 10**6, 64, 32, "pairs in one forward"),
-    "accumulate": (int, 1, 10**6, None, 1, "forwards in one step, to save memory"),
+    "batch_size": (int, 1, 10**6, 64, 32, "pairs in one batch"),
+    "accumulate": (int, 1, 10**6, None, 1, "batches in one step, to save memory"),
     "lr": (float, 0, 10, 1e-3, 1e-4, "AdamW's; in bt-finetune its head's is ten times as high"),
     "weight_decay": (float, 0, 10, 0.1, 0.01, "AdamW's; a head on few pairs overfits"),
     "warmup": (float, 0, 1, None, 0.1, "share of the steps in which the rate rises (Adam's first "
@@ -83,7 +83,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=number(int, 1, 10**9), metavar="N", help="first N pairs (arithmetic 5000)")
     add("--balance", action="store_true",
         help="weigh pairs so that all values of the column `subset` count the same in the loss")
-    add("--fold", type=number(int, 0, 4), default=0, metavar="0..4", help="test part (default: 0)")
+    add("--fold", type=number(int, 0, 4), default=0, metavar="0..4",
+        help="which fifth of the prompts is the test part (default: %(default)s)")
     add("--folds", type=number(int, 1, 5), metavar="1..5", help="N in turn; 5: all are tested")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2",
