@@ -183,15 +183,14 @@ def run(args: argparse.Namespace) -> dict:
 
     # ---- device and seed (device.py). The seed comes before the head is built.
     device, dtype, attention, reason = pick_device(join_ranks(args.device))
-    rank, processes = ranks()
-    print(f"device    {device} ({reason}), processes: {processes}")
+    print(f"device    {device} ({reason}), processes: {ranks()[1]}")
     seed_everything(args.seed)
 
     # ---- data (data.py): rows -> pairs -> three parts that share no prompt
     if args.dataset == "arithmetic":
-        from minirlhf.bundled.arithmetic import generate
+        from minirlhf.bundled.arithmetic import PAIRS, generate
 
-        table = generate(args.limit or 5000)  # what two CPU cores learn from in three minutes
+        table = generate(args.limit or PAIRS)
     else:
         table = data.load_rows(args.dataset, args.split)
     columns = {role: getattr(args, f"{role}_column", None) for role in data.COLUMNS}
@@ -226,7 +225,8 @@ def run(args: argparse.Namespace) -> dict:
     texts = data.index_texts(pairs, learned, *parts.values(), balance=args.balance)
     prompts, responses, (_, learned, *indexed) = texts
     model.info["response_only"] = args.response_only
-    inputs, cut = rows, _ = model.encode(prompts, responses)
+    rows, cut = model.encode(prompts, responses)
+    inputs = rows
     print(f"texts     {len(rows):,} distinct, {cut} of them cut to {args.max_length} tokens")
 
     # ---- frozen features (encoders.py): computed once, kept on disk
@@ -263,16 +263,16 @@ def run(args: argparse.Namespace) -> dict:
             checkpoint.append_jsonl(output / "history.jsonl", row)
             log(row, step=row["epoch"])
             history.append(row)
-            if row["best"] and not frozen and rank == 0:
+            if row["best"] and not frozen and ranks()[0] == 0:
                 models.save(model, output / "model")  # a crash costs one epoch at most
         if frozen:
             models.save(model, output / "model")
 
         # ---- evaluation (metrics.py): the test part is read once, here
-        results = {}
+        results, worker = {}, model.in_precision(dtype)
         for (name, part), index in zip(parts.items(), indexed, strict=True):
             # The test part goes the way of scoring, from tokens in float32; the rest as trained.
-            judge, seen = (model, rows) if name == "test" else (model.in_precision(dtype), inputs)
+            judge, seen = (model, rows) if name == "test" else (worker, inputs)
             _, margins, rewards = loops.evaluate(judge, seen, index, progress_bar)
             lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in part]).float()
             labels = [data.normalize(p.prompt) for p in part], [p.subset for p in part]

@@ -13,13 +13,13 @@ The data's path through the files, which is also the order to read them in:
     model.py       encoder + pooler + head as one model, saved and loaded
     loops.py       the two training loops
     metrics.py     margins -> accuracy with its interval, calibration, length
-    report.py      numbers -> the verdict, the table of approaches, the worst mistakes
+    report.py      numbers -> the verdict, the worst mistakes, the model card
     figures.py     numbers -> pictures
     score.py       a trained model at work
 
 `device.py`, `checkpoint.py` and `tracking.py` serve them. These three, `metrics.py` and everything
 from `data.py` to `losses.py` import no sibling: copy any of them alone. `bundled/arithmetic.py`
-makes the data set that comes with the library; `tools/selfcheck.py` checks a model's plumbing.
+makes the data set that comes with the library; `tools/__init__.py` lists the commands beside it.
 
 Stages that the files name: 0 rows, 1 pairs, 2 tokens, 3 hidden states, 4 vectors, 5 rewards,
 6 loss, 7 metrics, 8 checkpoint, 9 score. Shapes: B pairs of a batch, N examples, U distinct texts,

@@ -76,7 +76,7 @@ def _learning_curves(path: Path, history: list[dict]) -> None:
     """
     epochs = [row["epoch"] for row in history]
     kept = max(row["epoch"] for row in history if row["best"])
-    with _picture(path, f"Training: epoch {kept} is kept", "epoch", "loss", "accuracy") as panels:
+    with picture(path, f"Training: epoch {kept} is kept", "epoch", "loss", "accuracy") as panels:
         for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
             y = [(row[f"train_{name}"], row[f"validation_{name}"]) for row in history]  # (E, 2)
             axes.plot(epochs, y, label=("train", "validation"), markevery=len(epochs) // 10 + 1)
@@ -95,7 +95,7 @@ def _histogram(path: Path, kind: str, values: Tensor, names: tuple[str, ...]) ->
     """
     # "4D" is an opacity of 0.3: where the two overlap, both are seen.
     look = {"edgecolor": (BLUE, RED), "facecolor": (BLUE + "4D", RED + "4D"), "hatch": ("", "//")}
-    with _picture(path, f"{kind.capitalize()}s on the test part", kind, "count") as (axes,):
+    with picture(path, f"{kind.capitalize()}s on the test part", kind, "count") as (axes,):
         axes.hist(values.numpy(), 30, histtype="stepfilled", linewidth=1.5, label=names, **look)
         if values.ndim == 1:
             axes.axvline(0, color="black", linestyle=":", label="a tie")
@@ -109,7 +109,7 @@ def _reliability(path: Path, margins: Tensor, summary: dict) -> None:
     Look at the large markers, since small ones stray by chance. Worry if they are off the diagonal
     after the temperature, too: then do not read a confidence of 0.9 as nine times in ten.
     """
-    with _picture(path, "Confidence at temperature T", "confidence", "accuracy") as (axes,):
+    with picture(path, "Confidence at temperature T", "confidence", "accuracy") as (axes,):
         for t, end, marker in ((1.0, "", "o"), (summary["temperature"], "_calibrated", "s")):
             x, y, n = zip(*reliability(margins, t), strict=True)
             axes.plot(x, y, label=f"T = {t:.3g}: error {summary['calibration_error' + end]:.3f}")
@@ -127,7 +127,7 @@ def _reward_length(path: Path, rewards: Tensor, lengths: Tensor, summary: dict) 
     """
     title = f"Length and reward: rank correlation {summary['length_correlation'] or 0:.2f}"
     k = len(rewards) // 500 + 1  # each k-th pair is drawn: all of many would be one blot
-    with _picture(path, title, "length in characters", "reward") as (axes,):
+    with picture(path, title, "length in characters", "reward") as (axes,):
         for i, who in enumerate(("chosen", "rejected")):
             axes.scatter(lengths[::k, i], rewards[::k, i], 20, marker="ox"[i], alpha=0.6, label=who)
 
@@ -149,7 +149,7 @@ def _dots(path: Path, title: str, rows: list[dict], lines: dict[str, float]) -> 
     lines: where to draw vertical lines to compare with. A name is cut after its second line.
     """
     names = [textwrap.fill(row["name"], 30, max_lines=2, placeholder="…") for row in rows]
-    with _picture(path, title, "accuracy", "", height=1.4 + 0.4 * len(rows)) as (axes,):
+    with picture(path, title, "accuracy", "", height=1.4 + 0.4 * len(rows)) as (axes,):
         axes.set_yticks(range(len(rows)), names, parse_math=False)  # a "$" in a name is a dollar
         axes.set_ylim(len(rows) - 0.3, -0.7)
         for i, key, color in ((0, "accuracy", BLUE), (1, "balanced_accuracy", RED)):
@@ -162,7 +162,7 @@ def _dots(path: Path, title: str, rows: list[dict], lines: dict[str, float]) -> 
 
 
 @contextmanager
-def _picture(path: Path, title: str, x: str, *names: str, height: float = 3.0):
+def picture(path: Path, title: str, x: str, *names: str, height: float = 3.0):
     """Give the panels of an empty figure, one for each name of a y axis; write it at the end.
 
     900 pixels wide, of which half the width of a README shows 400. The figure is small (4.5 inches)

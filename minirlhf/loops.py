@@ -195,7 +195,7 @@ class Best:
 
 
 def batch(
-    rows: Sequence, part: Part, pairs: Sequence[int], device: torch.device | str = "cpu"
+    rows: Sequence, part: Part, pairs: Sequence[int] | slice, device: torch.device | str = "cpu"
 ) -> tuple[list, Part]:
     """The rows of the distinct texts in the given pairs, and these pairs in their numbers."""
     picked = Part(*(t[pairs] for t in part))

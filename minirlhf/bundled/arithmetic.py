@@ -80,6 +80,7 @@ WEIGHTS = {name: weight for name, _, weight, _ in FLAW_TABLE}
 PARTS = {name: parts for name, _, _, parts in FLAW_TABLE}
 REWORKED = ("wrong_operation", "miscopied_number", "arithmetic_slip")  # these change the working
 
+PAIRS = 5000  # what two CPU cores learn from in three minutes
 COLUMNS = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating", "subset")
 
 FLAWLESS, ONE_FLAW = 0.30, 0.52  # shares of the draws; the rest gets two flaws, where two can meet
@@ -292,7 +293,7 @@ def draw_answer(problem: Problem, rng: random.Random) -> GradedAnswer:
     return make_answer(problem, flaws, rng)
 
 
-def generate(pairs: int = 5000, seed: int = 0, answers_per_prompt: int = 4) -> list[dict]:
+def generate(pairs: int = PAIRS, seed: int = 0, answers_per_prompt: int = 4) -> list[dict]:
     """Make preference rows: prompt, chosen, rejected, chosen_rating, rejected_rating, subset.
 
     Each prompt gets `answers_per_prompt` distinct answers, and every two of different rating make a

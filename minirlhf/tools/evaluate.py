@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import checkpoint, data, loops, metrics, score
-from minirlhf.bundled.arithmetic import generate
+from minirlhf.bundled.arithmetic import PAIRS, generate
 from minirlhf.report import interval
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
@@ -56,7 +56,7 @@ class Candidates(NamedTuple):
 
 def read(dataset: str, split: str = "train", limit: int | None = None):
     """Rows as train.py reads them, of the bundled data too. Raises ValueError."""
-    return generate(limit or 5000) if dataset == "arithmetic" else data.load_rows(dataset, split)
+    return generate(limit or PAIRS) if dataset == "arithmetic" else data.load_rows(dataset, split)
 
 
 def read_candidates(rows: Iterable[dict]) -> list[Candidates]:

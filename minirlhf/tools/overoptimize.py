@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from minirlhf import checkpoint, data, figures, loops, score
 from minirlhf import model as models
+from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer, generate, make_problem
 from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, named
@@ -80,7 +81,9 @@ def prompts_seen(run: Path) -> set[str]:
     """
     try:
         arguments = checkpoint.read_json(run / "config.json")["arguments"]
-        pairs = (arguments["limit"] or 5000) if arguments["dataset"] == "arithmetic" else 0
+        pairs = (
+            (arguments["limit"] or arithmetic.PAIRS) if arguments["dataset"] == "arithmetic" else 0
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run}/config.json does not say what the run was trained on") from error
     return {row["prompt"] for row in generate(pairs)}
@@ -276,7 +279,7 @@ def draw_figure(path: Path, rows: list[dict]) -> None:
     """
     x, title = [row["kl_bound"] for row in rows], f"The best of n = 1 to {rows[-1]['n']} answers"
     names = ("proxy reward (sd)", "true rating")
-    with figures._picture(path, title, "KL bound in nats", *names, height=3.2) as panels:
+    with figures.picture(path, title, "KL bound in nats", *names, height=3.2) as panels:
         for axes, kind in zip(panels, ("proxy", "true"), strict=True):
             for name in (*MODELS, "best")[: 3 + (kind == "true")]:
                 label, color, marker, dash = LOOKS[name]
