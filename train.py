@@ -8,7 +8,8 @@ Examples:
 
 Read it top to bottom: the flags, the data, the model, the loop, the result. Each section calls one
 file of `minirlhf/` and names it; you only need to go there to see how. The run writes a run folder:
-`config.json`, `history.jsonl`, `metrics.json`, `model/`, `figures/`, `mistakes.md` and `README.md`;
+`config.json`, `history.jsonl`, `metrics.json`, `predictions.jsonl`, `mistakes.md`, `README.md`,
+`model/` and `figures/`; a run that was stopped goes on with `--resume FOLDER`, and
 `--approach all` and `--folds` write one for each run, and `comparison.md`, `.json` and `.png`.
 """
 
@@ -17,6 +18,7 @@ import atexit
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +26,8 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import count
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 APPROACHES = ("regression", "classification", "bt-frozen", "bt-finetune")
 
@@ -104,12 +108,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="(default: 0)")
     add("--output", metavar="FOLDER", help="run folder (default: runs/APPROACH, or -2, -3 ...)")
     add("--overwrite", action="store_true", help="replace the run in the folder typed as --output")
+    add("--resume", metavar="FOLDER", help="go on with a run that was stopped, from its last whole "
+        "epoch; takes no other flag, since the settings are in the folder")
     add("--no-cache", action="store_true", help="do not keep frozen features on disk")
     add("--tracking-uri", metavar="URI", help="MLflow's; none for no tracking (default: local)")
     add("--experiment", default="minirlhf", help="MLflow's (default: %(default)s)")
     args = parser.parse_args(argv)
     # fmt: on
 
+    if args.resume and vars(args) != vars(parser.parse_args(["--resume", args.resume])):
+        parser.error("--resume takes no other flag: the run's settings are in its folder")
     frozen, best, some = APPROACHES[:3], ("bt-finetune", "all"), ("bt-frozen", "bt-finetune", "all")
     users_of = {name: best for name, (*_, default, _, _) in TUNED.items() if default is None}
     users_of |= {"no_cache": (*frozen, "all"), "pooling": some, "margin": some}
@@ -149,33 +157,47 @@ def settle(args: argparse.Namespace, **changes) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the script. Bad input ends with one sentence on stderr and exit code 2."""
+    args = None
     try:
         args = parse(argv)
-        if args.approach == "all" or args.folds:
-            from minirlhf.tools.compare import compare
+        from minirlhf.tools import resume
 
-            compare(args, APPROACHES, lambda **changes: run(settle(args, **changes)))
-        else:
-            run(settle(args))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        args = resume.reopen(args) if args.resume else args
+        with resume.locked(Path(args.output)):
+            if args.approach == "all" or args.folds:
+                from minirlhf.tools.compare import compare
+
+                compare(args, APPROACHES, lambda **changes: run(settle(args, **changes)))
+            else:
+                run(settle(args))
     except KeyboardInterrupt:
-        print("\ninterrupted; the best model so far, if there is one, is in the folder named above")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+        print("\ninterrupted")
+        if args and Path(args.output, "config.json").exists():
+            print(f"go on with: python train.py --resume {shlex.quote(args.output)}")
         raise SystemExit(130) from None
+    except Exception as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "memory" in text and isinstance(error, RuntimeError):
+            text = "out of memory; lower --batch-size (raise --accumulate instead) or --max-length"
+        elif not isinstance(error, (ValueError, OSError, FloatingPointError, SafetensorError)):
+            raise
+        print(f"train.py: error: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
-def run(args: argparse.Namespace) -> dict:
-    """One approach on one fold. Returns what `tools/compare.py` needs of the test part."""
+def run(args: argparse.Namespace) -> None:
+    """One approach on one fold. All that it finds out is in its run folder."""
     start = time.perf_counter()
     # Imported here, after the flags are known to be good, so that --help answers at once.
     import torch
     from transformers.utils import logging
 
-    from minirlhf import checkpoint, data, encoders, figures, loops, metrics, report
+    from minirlhf import checkpoint, data, encoders, figures, loops, metrics
     from minirlhf import model as models
     from minirlhf.approaches import Options
     from minirlhf.device import join_ranks, pick_device, ranks, seed_everything
+    from minirlhf.tools import report, resume
     from minirlhf.tracking import console_row, progress_bar, track
 
     logging.disable_progress_bar()
@@ -231,13 +253,15 @@ def run(args: argparse.Namespace) -> dict:
 
     # ---- frozen features (encoders.py): computed once, kept on disk
     if frozen:
-        folder = None if args.no_cache else encoders.cache_folder()
         configs = [m.config for m in model.encoder.modules() if hasattr(m, "config")]
         how = f"{device} {dtype} {attention} {model.info['pooling']} {model.encoder} {configs}"
         key = {"weights": weights, "how": how} | encoders.versions()
         worker = model.in_precision(dtype)
         embed = torch.no_grad()(partial(worker.map, worker.vectors, inputs, progress=progress_bar))
+        folder = None if args.no_cache else encoders.cache_folder()
         features, took, origin = encoders.cached(embed, inputs, folder, **key)
+        if not origin.startswith("computed"):
+            start -= took  # as if nothing had been cached, so that approaches can be compared
         inputs = features.to(device)  # (U, D) takes the place of the U token rows
         print(f"features  {tuple(features.shape)}, {took:.0f} seconds, {origin}")
 
@@ -247,22 +271,34 @@ def run(args: argparse.Namespace) -> dict:
     config["encoder"] = {"name": args.model, "source": why, "sha256": weights, "trained": trained}
     config["data"] = counts | {"texts": len(inputs), "texts_cut": cut}
     config |= {"device": f"{device}, {dtype}: {reason}", "versions": encoders.versions()}
-    with track(args.tracking_uri, args.experiment, output.name, vars(args), output) as log:
-        if args.overwrite and output.exists():
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
-        checkpoint.write_json(output / "config.json", config)
+    before = checkpoint.read_json(Path(args.resume) / "config.json") if args.resume else config
+    for key in ("data", "encoder"):
+        if before[key] != config[key]:
+            raise ValueError(f"not the same {key} as when {output} was started")
+    # While one is replaced the model is there twice and, to resume, four times its size.
+    needed = 4 * sum(p.numel() for p in model.parameters()) * (2 if frozen else 10)
+    if shutil.disk_usage(output.parent).free < needed:
+        raise ValueError(f"{output} needs {needed / 1e6:,.0f} MB on this disk, which has less")
+    how = args.tracking_uri, args.experiment, output.name, vars(args), output, bool(args.resume)
+    with track(*how) as log:
+        if not args.resume:
+            with checkpoint.whole_folder(output, args.overwrite) as folder:
+                checkpoint.write_json(folder / "config.json", config)
+        log({}, step=0)
         print(f"folder    {output}")
 
         # ---- training (loops.py): a row of numbers after each epoch
         fit = loops.fit_frozen if frozen else loops.fit_finetune
-        options = Options(args.label_smoothing, args.margin, dtype, progress_bar)
-        history = []
+        state = resume.State(Path(args.resume or output) / "state.safetensors")
+        options = Options(args.label_smoothing, args.margin, dtype, progress_bar, state)
+        history = checkpoint.read_jsonl(output / "history.jsonl")
+        start -= sum(row["seconds"] for row in history)  # what was done before a resumption
         for row in fit(model, inputs, learned, indexed[1], args, options):
             print(console_row(row))
-            checkpoint.append_jsonl(output / "history.jsonl", row)
+            # A resumed run's first row is the last one that was saved.
+            history = [old for old in history if old["epoch"] < row["epoch"]] + [row]
+            checkpoint.write_jsonl(output / "history.jsonl", history)
             log(row, step=row["epoch"])
-            history.append(row)
             if row["best"] and not frozen and ranks()[0] == 0:
                 models.save(model, output / "model")  # a crash costs one epoch at most
         if frozen:
@@ -282,23 +318,26 @@ def run(args: argparse.Namespace) -> dict:
             if args.approach == "regression" and (known := ratings.isfinite()).any():
                 results[name] |= metrics.rating_errors(rewards[known], ratings[known])
         # From here on margins, rewards, lengths and labels are the test part's, the loop's last.
-        # Time as if no feature had been cached, so that approaches can be compared.
-        seconds = time.perf_counter() - start + (took if frozen and origin != "computed" else 0)
+        seconds = time.perf_counter() - start
         summary = {key: vars(args)[key] for key in ("approach", "dataset", "seed", "fold")}
         summary |= {"encoder": args.model, "trained": trained, "seconds": seconds, **results}
         longer = metrics.accuracies(metrics.credit(lengths[:, 0] - lengths[:, 1]), *labels)
         summary["baselines"] = {"chance": {"accuracy": 0.5}, "longer response": longer}
-        checkpoint.write_json(output / "metrics.json", summary)
         checkpoint.write_text(output / "README.md", report.model_card(summary, config, output))
         checkpoint.write_text(output / "mistakes.md", report.mistakes(part, margins))
         figures.draw_run(output / "figures", history, margins, rewards, lengths, results["test"])
+        judged = zip(labels[1], margins.tolist(), lengths.tolist(), part, strict=True)
+        predictions = [dict(prompt=pair.prompt, subset=subset, margin=margin, lengths=both)
+                       for subset, margin, both, pair in judged]  # fmt: skip
+        checkpoint.write_jsonl(output / "predictions.jsonl", predictions)
         log({f"test_{k}": v for k, v in results["test"].items()}, step=row["epoch"])
+        checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
+        state.path.unlink(missing_ok=True)
 
     # ---- what came out
     print("\n" + report.verdict(summary))
     print(f"{seconds:.0f} seconds, features included; all is in {output}, see its mistakes.md")
     print(f"next: python -m minirlhf.score {output} --prompt '2 + 2?' --response 4 --response 5")
-    return summary | {"margins": margins, "lengths": lengths, "labels": labels}
 
 
 if __name__ == "__main__":

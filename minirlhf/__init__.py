@@ -13,7 +13,6 @@ The data's path through the files, which is also the order to read them in:
     model.py       encoder + pooler + head as one model, saved and loaded
     loops.py       the two training loops
     metrics.py     margins -> accuracy with its interval, calibration, length
-    report.py      numbers -> the verdict, the worst mistakes, the model card
     figures.py     numbers -> pictures
     score.py       a trained model at work
 

@@ -15,7 +15,7 @@ right. Read next: `model.py`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Options(NamedTuple):
     margin: float = 0.0  # asks for a reward gap of margin * (rating gap), Llama 2's idea
     dtype: torch.dtype = torch.float32  # in which a trained encoder computes
     progress: Callable = lambda batches, name: batches  # wraps long loops, as tqdm does
+    state: Any = None  # saves and loads all that `fit_finetune` holds, so that a run can be resumed
 
 
 PLAIN = Options()

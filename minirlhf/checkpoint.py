@@ -1,10 +1,9 @@
 """Files that are written whole or not at all: stage 8 of the data's path.
 
-Text goes to a temporary name beside its place, is flushed to the disk and renamed. A folder is
+A file goes to a temporary name beside its place, is flushed to the disk and renamed. A folder is
 filled beside its place and takes it by renaming, so a reader never finds a part; killed between the
-two renames, the old folder is left as `.NAME.old`. Tensors are
-safetensors and everything else is JSON: nothing here is ever unpickled, so loading a model that a
-stranger sent cannot run code.
+two renames, the old folder is left as `.NAME.old`. Tensors are safetensors and everything else is
+JSON: nothing here is ever unpickled, so loading a model that a stranger sent cannot run code.
 
 Copy this file alone; it needs torch and safetensors.
 
@@ -18,7 +17,7 @@ Copy this file alone; it needs torch and safetensors.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,10 +27,13 @@ import torch
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole: temporary name, flush, rename."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(text, encoding="utf-8")
+    _take_place(temporary, path)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())  # else a power cut could leave the new name with no content
     os.replace(temporary, path)
 
 
@@ -45,27 +47,44 @@ def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def append_jsonl(path: Path, row: dict) -> None:
-    """Add one line to a JSON-lines file and flush it to the disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Write a JSON-lines file whole."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Save named tensors as safetensors."""
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file; none if there is no such file."""
+    return [json.loads(line) for line in open(path, encoding="utf-8")] if path.exists() else []
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], numbers=None) -> None:
+    """Save named tensors, and with them what JSON can hold, as one safetensors file, whole."""
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    save_file(tensors, temporary, {"numbers": json.dumps(numbers)})
+    _take_place(temporary, path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], object]:
+    """What `save_tensors` wrote: (tensors, numbers)."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["numbers"])
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Fill a folder under a temporary name; at the end it takes the place of `path`.
 
-    If the block raises, `path` stays as it was.
+    If the block raises, `path` stays as it was. Raises ValueError if `path` is there, unless it is
+    to be overwritten.
     """
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists")
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)

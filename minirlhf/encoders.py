@@ -164,19 +164,23 @@ def versions() -> dict[str, str]:
 def cached(
     compute: Callable, rows: Sequence, folder: Path | None = None, **depends_on: str
 ) -> tuple[torch.Tensor, float, str]:
-    """`compute()`, or what an earlier call kept of it: (tensor, seconds, "computed" or the file).
+    """`compute()`, or what an earlier call kept of it: (tensor, seconds, where it is from).
 
     The seconds are those that computing it took, now or then.
 
     The file's name is a digest of `depends_on` (weights, pooling, versions ...) and of every token
     id, which stands for texts, template, tokenizer and maximum length at once: another input is
-    another file, so nothing can be stale. Written whole or not at all. `folder=None` keeps nothing.
+    another file, so nothing can be stale. Written whole or not at all, with a checksum: a damaged
+    file is computed again. `folder=None` keeps nothing.
     """
-    start = time.perf_counter()
+    start, origin = time.perf_counter(), "computed"
     if folder is None:
-        return compute(), time.perf_counter() - start, "computed"
+        return compute(), time.perf_counter() - start, origin
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
+
+    def checksum(features: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(list(hashlib.sha256(features.cpu().numpy()).digest()))
 
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode())
     for row in rows:
@@ -185,16 +189,19 @@ def cached(
     if path.is_file():
         try:
             kept = load_file(path)
-            return kept["features"], kept["seconds"].item(), str(path)
+            if checksum(kept["features"]).equal(kept["checksum"]):
+                return kept["features"], kept["seconds"].item(), str(path)
         except (SafetensorError, KeyError):
-            path.unlink()  # damaged: compute it again
+            pass
+        origin = f"computed again, since {path} was damaged"
     features, seconds = compute(), time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
-    save_file({"features": features.contiguous(), "seconds": torch.tensor(seconds)}, temporary)
+    kept = {"features": features.contiguous(), "seconds": torch.tensor(seconds)}
+    save_file(kept | {"checksum": checksum(features)}, temporary)
     os.replace(temporary, path)
-    return features, seconds, "computed"
+    return features, seconds, origin
 
 
 def cache_folder() -> Path:

@@ -86,6 +86,9 @@ def fit_finetune(
         clip: largest norm of the gradient.
         dropout: 0 turns it off, also where the encoder was pretrained with it. The two sides of a
             pair would see two masks, and that noise is as large as the margins to be learned.
+
+    With `options.state` (`tools/resume.py`) all that the loop holds is saved after each epoch. If
+    something is saved at the start, that epoch's row comes again and the next epoch follows.
     """
     step, device = STEPS[model.info["approach"]], model.device
     dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]
@@ -98,21 +101,27 @@ def fit_finetune(
     # Rates are set at each step. Fused is one kernel for all weights, not relied upon on mps.
     how = {"weight_decay": args.weight_decay, "fused": device.type != "mps"}
     optimizer = torch.optim.AdamW(groups, **how)
+    generator = torch.Generator().manual_seed(args.seed)
+    best = Best(model, len(train.prompt))
+    row = options.state.load(best, optimizer, generator) if options.state else None
+    if row:
+        yield row
     # Where the hardware multiplies bfloat16, a copy of the encoder in bfloat16 does the work. The
     # float32 weights learn: most steps are smaller than the gaps between bfloat16 numbers.
     worker = model.in_precision(options.dtype)
     weights = [p for p in model.parameters() if p.requires_grad]
     copies = [p for p in worker.parameters() if p.requires_grad]
     rank, processes = ranks()
-    generator = torch.Generator().manual_seed(args.seed)
-    best = Best(model, len(train.prompt))
-    for epoch in range(1, args.epochs + 1):
+    for epoch in range(row["epoch"] + 1 if row else 1, args.epochs + 1):
+        if best.waited >= args.patience:
+            break
         start = time.perf_counter()
         # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
         worker.train(args.dropout > 0)
         batches = shuffled_batches(train.prompt.tolist(), args.batch_size, generator)
         steps = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
         total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
+        norms = []  # of the gradients since the last look
         for i, micro_batches in enumerate(options.progress(steps, f"epoch {epoch}")):
             pairs_in_step = sum(len(pairs) for pairs in micro_batches)
             for pairs in micro_batches:
@@ -124,14 +133,18 @@ def fit_finetune(
                 (loss * len(pairs) / pairs_in_step).backward()
                 total_loss += loss.detach() * len(pairs)
                 total_right += credit(margins.detach()).sum()
-            # Not at each step: to read a number off a GPU is to wait for it.
-            if i % 50 == 49 and not total_loss.isfinite():
-                raise FloatingPointError(f"no finite loss at step {i + 1}; try a lower --lr")
             for weight, copy in zip(weights, copies, strict=True):  # the same where no copy works
                 grad = torch.zeros_like(weight) if copy.grad is None else copy.grad.float()
                 copy.grad, weight.grad = None, grad
             sum_over_ranks(weight.grad for weight in weights)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip))
+            # Looked at now and then only: to read a number off a GPU is to wait for it.
+            if len(norms) == 50 or i == len(steps) - 1:
+                if not (finite := torch.stack(norms).isfinite()).all():
+                    i += 1 + int(finite.int().argmin()) - len(norms)  # the first that is not
+                    where = f"at step {i + 1} of epoch {epoch}, training pairs {sum(steps[i], [])}"
+                    raise FloatingPointError(f"no finite gradient {where}; try a lower --lr")
+                norms = []
             done = (epoch - 1 + (i + 0.5) / len(steps)) / args.epochs  # the middle of this step
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_share(done, args.warmup)
@@ -142,9 +155,9 @@ def fit_finetune(
         sum_over_ranks([total_loss, total_right])
         result = evaluate(worker, rows, validation)
         row = best.update(epoch, total_loss, total_right, validation, result, start)
+        if options.state and rank == 0:
+            options.state.save(best, optimizer, generator, row)
         yield row
-        if best.waited >= args.patience:
-            break
     best.restore()
 
 

@@ -8,7 +8,7 @@ independent draws: intervals come from resampling prompts, each with all of its 
 bootstrap). One function, `bootstrap`, serves accuracy, the mean over subsets and the difference
 between two models on the same pairs.
 
-Copy this file alone; it needs torch only. Read next: `report.py`.
+Copy this file alone; it needs torch only. Read next: `figures.py`.
 
 >>> credit(torch.tensor([0.3, -2.0, 0.0])).tolist()
 [1.0, 0.0, 0.5]

@@ -13,7 +13,6 @@ Bradley-Terry reward means nothing by itself; its difference to the reward of an
 the same prompt does, and `probability` says how much.
 """
 
-import argparse
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -101,38 +100,7 @@ def load(run: str | Path, device: str = "auto") -> Scorer:
     return Scorer(load_model(Path(run) / "model", chosen.device, chosen.attention))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    about = "Score responses, or rank those to one prompt, best first."
-    parser = argparse.ArgumentParser(prog="python -m minirlhf.score", description=about)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
-    add = parser.add_argument
-    add("run", help="a run folder, such as runs/bt-finetune")
-    add("--prompt")
-    add("--response", action="append", help="give it several times")
-    add("--input", metavar="FILE", help="instead: JSON lines of `prompt` and `response` or a list "
-        "`responses`; - reads the standard input")  # fmt: skip
-    add("--output", metavar="FILE", help="where the scored lines go (default: standard output)")
-    add("--keep-going", action="store_true", help="pass over lines that cannot be read")
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    args = parser.parse_args(argv)
-    if bool(args.input) == bool(args.prompt and args.response):
-        parser.error("give --prompt and --response, or --input")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        scorer = load(args.run, args.device)
-        if args.input:
-            from minirlhf.tools import score_lines
-
-            return score_lines.main(scorer, args.input, args.output, args.keep_going)
-        print("win rate" if scorer.approach == "classification" else "  reward", " response")
-        for number, response in scorer.rank(args.prompt, args.response):
-            print(f"{number:8.3f}  {response}")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
+    from minirlhf.tools.score_lines import main
+
     main()

@@ -12,6 +12,7 @@ epoch 1 | train_loss 0.6931 | seconds 12
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,19 @@ from pathlib import Path
 
 @contextmanager
 def track(
-    uri: str | None, experiment: str, name: str, parameters: dict, folder: Path | None = None
+    uri: str | None,
+    experiment: str,
+    name: str,
+    parameters: dict,
+    folder: Path | None = None,
+    resume: bool = False,
 ) -> Iterator[Callable[..., None]]:
     """Open an MLflow run and give a function `log(row, step)` that takes a row's numbers.
 
     uri: None for MLflow's own default (its environment variable, else the local store), an
         address, or "none" for no tracking.
-    folder: its files and figures are uploaded when the block ends; the model is not.
+    folder: its files and figures are uploaded when the block ends; the model is not. The first log
+        writes the run's id there, so that with `resume` the same run goes on.
     Opened inside another one, the run is a child of that.
     Raises ValueError if the store cannot be reached.
     """
@@ -36,11 +43,16 @@ def track(
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A server that does not answer costs seconds, not minutes for each row.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    kept = folder / "mlflow_run_id" if folder else None
+    known = kept.read_text("utf-8") if resume and kept and kept.exists() else None
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment)
-        run = mlflow.start_run(run_name=name, nested=True)
-        mlflow.log_params({k: v for k, v in parameters.items() if v is not None})
+        run = mlflow.start_run(known, run_name=name, nested=True)
+        if not known:
+            mlflow.log_params({k: v for k, v in parameters.items() if v is not None})
     except Exception as error:  # a store raises what its backend raises
         reason = f"{uri or mlflow.get_tracking_uri()!r} ({repr(error)[:200]})"
         said = f"cannot reach the tracking store {reason}; --tracking-uri none does without one"
@@ -55,11 +67,17 @@ def track(
     def log(row: dict, step: int) -> None:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
         attempt(mlflow.log_metrics, numbers, step=step)
+        if kept:
+            kept.write_text(run.info.run_id, "utf-8")
 
-    with run:
+    status = "FAILED"
+    try:
         yield log
         for file in [*folder.glob("*.*"), *folder.glob("figures")] if folder else []:
             attempt(mlflow.log_artifact, str(file))
+        status = "FINISHED"
+    finally:
+        attempt(mlflow.end_run, status)
 
 
 def console_row(row: dict) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import train
 from minirlhf import data, figures, score
 from minirlhf import model as models
+from minirlhf.tools import score_lines
 
 QUIET = ("--tracking-uri", "none", "--device", "cpu")
 
@@ -265,7 +266,7 @@ FLAGS = [
     (["--overwrite"], "--overwrite goes with --output FOLDER"),
     (["--output", "thesis.txt"], "thesis.txt exists; give another --output"),
     (["--output", "thesis.txt", "--overwrite"], "thesis.txt is no run folder"),
-    (["--output", "thesis.txt/run"], "Not a directory: 'thesis.txt/run'"),
+    (["--output", "thesis.txt/run"], "File exists: 'thesis.txt'"),
     (["--output", "."], ". exists; give another --output"),
     (["--output", "a" * 300], "File name too long"),
     (["--model", "nowhere/nothing"], "cannot load the model 'nowhere/nothing'"),
@@ -430,14 +431,14 @@ def test_a_bad_run_folder(kind, approach, trained, capsys):
     shutil.copytree(trained[approach], "run")
     damage(Path("run/model"))
     flags = ("run", "--prompt", "2 + 2?", "--response", "4", "--device", "cpu")
-    assert words in refused(capsys, *flags, main=score.main, name="python -m minirlhf.score")
+    assert words in refused(capsys, *flags, main=score_lines.main, name="python -m minirlhf.score")
 
 
 @pytest.mark.parametrize("approach", ["bt-finetune", "classification"])
 def test_odd_texts_are_scored(approach, trained, capsys):
     odd = ["", " ", "\0", "4 \U0001f916", "\u05d0\u05e8\u05d1\u05e2", "4 " * 1000, "broken \ud83d"]
     flags = [flag for text in odd for flag in ("--response", text)]
-    score.main([str(trained[approach]), "--prompt", "2 + 2?", *flags[:-2], "--device", "cpu"])
+    score_lines.main([str(trained[approach]), "--prompt", "2 + 2?", *flags[:-2], "--device", "cpu"])
     assert len(re.findall(r"^ *-?\d+\.\d{3}  ", capsys.readouterr().out, re.M)) == 6
     ranked = score.load(trained[approach], "cpu").rank("2 + 2?", odd)
     assert sorted(text for _, text in ranked) == sorted(odd)

@@ -99,7 +99,8 @@ def test_a_damaged_cache_file_is_computed_again(tmp_path):
     encoders.cached(lambda: torch.ones(1), [[1]], tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:20])
-    assert encoders.cached(lambda: torch.ones(1), [[1]], tmp_path)[2] == "computed"
+    _, _, origin = encoders.cached(lambda: torch.ones(1), [[1]], tmp_path)
+    assert origin == f"computed again, since {file} was damaged"
 
 
 def test_fingerprint_sees_every_weight(tiny_encoder):

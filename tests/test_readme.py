@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import train
-from minirlhf import score
+from minirlhf.tools import score_lines
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,7 +38,7 @@ def test_train_commands_parse(command):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "minirlhf.score" in c])
 def test_score_commands_parse(command, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        score.main(shlex.split(command)[3:])
+        score_lines.main(shlex.split(command)[3:])
     assert "no trained model" in capsys.readouterr().err  # parsed; there is just no run here
 
 
@@ -88,7 +88,7 @@ def test_every_flag_in_the_text_exists(capsys):
     helps = "--nproc-per-node "  # torchrun's
     modules = {command.split()[2] for command in COMMANDS if "minirlhf.tools" in command}
     tools = [importlib.import_module(module).main for module in modules]
-    for command in (train.main, score.main, *tools):
+    for command in (train.main, score_lines.main, *tools):
         with pytest.raises(SystemExit):
             command(["--help"])
         helps += capsys.readouterr().out

@@ -5,9 +5,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from minirlhf import metrics, report
+from minirlhf import metrics
 from minirlhf.data import PreferencePair
-from minirlhf.tools import compare
+from minirlhf.tools import compare, report
 
 LONGER = {"accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.65}
 
@@ -227,7 +227,7 @@ def test_a_model_card_holds_the_verdict_and_how_to_use_the_model(approach, use):
     summary |= {"approach": approach, "encoder": "e", "dataset": "d", "fold": 2}
     command = "python train.py --fold 2"
     card = report.model_card(summary, {"command": command}, Path("runs/one"))
-    outside, blocks = fenced(card)
+    outside, blocks = fenced(card.split("\n---\n", 1)[1])
     assert [block.strip() for block in blocks] == [report.verdict(summary).strip()]
     assert "\n# one\n" in outside
     for said in (approach, "`e`", "`d`", "fold 2", f"`{command}`"):

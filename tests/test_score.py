@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import minirlhf
-from minirlhf import model, score
+from minirlhf import model
 from minirlhf.approaches import STEPS
-from minirlhf.tools.score_lines import score_lines
+from minirlhf.tools import score_lines
 
 PROMPT, RESPONSES = "2 + 2?", ["4", "It is 5, I think.", "2 + 2 = 4. Answer: 4."]
 
@@ -58,7 +58,7 @@ def test_a_file_is_scored_line_by_line(runs, capfd):
     rows.append({"prompt": PROMPT, "responses": RESPONSES})
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = str(runs / "bt-frozen")
-    score.main([run, "--input", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu"])
+    score_lines.main([run, "--input", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu"])
     scored = rows_of(Path("scored.jsonl").read_text())
     expected = minirlhf.load(run, "cpu").score_many([PROMPT] * 3, RESPONSES)
     assert [row.pop("score") for row in scored[:3]] == pytest.approx(expected, abs=1e-5)
@@ -67,11 +67,13 @@ def test_a_file_is_scored_line_by_line(runs, capfd):
     assert capfd.readouterr().out == ""
     # A file that exists is not replaced.
     with pytest.raises(SystemExit) as exit:
-        score.main([run, "--input", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu"])
+        score_lines.main(
+            [run, "--input", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu"]
+        )
     assert exit.value.code == 2
     assert "scored.jsonl" in capfd.readouterr().err
     # To the screen.
-    score.main([run, "--input", "rows.jsonl", "--device", "cpu"])
+    score_lines.main([run, "--input", "rows.jsonl", "--device", "cpu"])
     assert len(rows_of(capfd.readouterr().out)) == 4
 
 
@@ -92,13 +94,13 @@ def test_a_bad_line_is_named_by_its_number(line, reason, runs, capfd):
     Path("rows.jsonl").write_text(f"{good}\n{line}\n{good}\n")
     command = [str(runs / "bt-frozen"), "--input", "rows.jsonl", "--device", "cpu"]
     with pytest.raises(SystemExit) as exit:
-        score.main(command)
+        score_lines.main(command)
     said = capfd.readouterr().err
     assert exit.value.code == 2
     assert "line 2: " in said
     assert reason in said
     assert len(said.strip().splitlines()) == 1
-    score.main([*command, "--keep-going"])
+    score_lines.main([*command, "--keep-going"])
     out, said = capfd.readouterr()
     assert len(rows_of(out)) == 2
     assert "line 2: " in said
@@ -108,10 +110,10 @@ def test_a_bad_line_is_named_by_its_number(line, reason, runs, capfd):
 def test_a_classification_compares_lines_and_does_not_score_them(runs):
     scorer = minirlhf.load(runs / "classification", "cpu")
     lines = [json.dumps({"prompt": PROMPT, "responses": RESPONSES})]
-    (row,) = score_lines(scorer, lines)
+    (row,) = score_lines.score_lines(scorer, lines)
     assert sum(row["scores"]) == pytest.approx(1.5)
     with pytest.raises(ValueError, match=r"line 1: a classification compares"):
-        list(score_lines(scorer, [json.dumps({"prompt": PROMPT, "response": "4"})]))
+        list(score_lines.score_lines(scorer, [json.dumps({"prompt": PROMPT, "response": "4"})]))
 
 
 def test_lines_are_read_as_they_are_needed(runs):
@@ -123,7 +125,7 @@ def test_lines_are_read_as_they_are_needed(runs):
             taken.append(i)
             yield json.dumps({"prompt": PROMPT, "response": str(i % 7)})
 
-    scored = score_lines(scorer, lines())
+    scored = score_lines.score_lines(scorer, lines())
     assert len([next(scored) for _ in range(300)]) == 300
     assert len(taken) <= 1024
 
@@ -135,7 +137,7 @@ def test_standard_input_is_read(runs, capfd):
     kept = os.dup(0)
     os.dup2(read, 0)
     try:
-        score.main([str(runs / "bt-frozen"), "--input", "-", "--device", "cpu"])
+        score_lines.main([str(runs / "bt-frozen"), "--input", "-", "--device", "cpu"])
     finally:
         os.dup2(kept, 0)
     assert rows_of(capfd.readouterr().out)[0]["prompt"] == PROMPT
@@ -146,6 +148,6 @@ def test_standard_input_is_read(runs, capfd):
 )
 def test_either_a_prompt_or_a_file(flags, capsys):
     with pytest.raises(SystemExit) as exit:
-        score.main(["run", *flags])
+        score_lines.main(["run", *flags])
     assert exit.value.code == 2
     assert "--input" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from conftest import MINILM
 
 import minirlhf
 import train
-from minirlhf import score
 from minirlhf.bundled.arithmetic import generate
+from minirlhf.tools import score_lines
 
 QUIET = ["--tracking-uri", "none", "--device", "cpu"]
 
@@ -296,7 +296,7 @@ def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatc
     assert stop.value.code == 130
     said = capsys.readouterr().out
     assert "folder    out" in said
-    assert "interrupted; the best model so far" in said
+    assert "interrupted\ngo on with: python train.py --resume out" in said
     assert isinstance(minirlhf.load("out", "cpu").score("2 + 2?", "4"), float)
 
 
@@ -315,13 +315,15 @@ def test_the_score_command_prints_the_best_first(tiny_encoder, pairs_file, capsy
             *["--max-length", "96", "--epochs", "1", "--output", approach],
         )
         capsys.readouterr()
-        score.main([approach, "--prompt", "2 + 2?", "--response", "4", "--response", "It is 5."])
+        score_lines.main(
+            [approach, "--prompt", "2 + 2?", "--response", "4", "--response", "It is 5."]
+        )
         lines = capsys.readouterr().out.splitlines()
         numbers = [float(line.split()[0]) for line in lines[1:]]
         assert numbers == sorted(numbers, reverse=True)
         assert len(numbers) == 2
     with pytest.raises(SystemExit) as stop:
-        score.main(["nowhere", "--prompt", "a", "--response", "b"])
+        score_lines.main(["nowhere", "--prompt", "a", "--response", "b"])
     assert stop.value.code == 2
     assert "no trained model" in capsys.readouterr().err
 

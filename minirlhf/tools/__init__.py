@@ -1,6 +1,7 @@
 """Commands beside the library: `python -m minirlhf.tools.NAME`. The library imports none of them;
-`train.py` runs `compare` for its `--approach all` and `--folds`, `score.py` `score_lines` for its
-`--input`: a feature of one flag is no part of the book.
+`train.py` runs `compare` for its `--approach all` and `--folds`, and `python -m minirlhf.score` is
+`score_lines`: a feature of one flag is no part of the book. So are `resume` (`--resume`) and
+`report`, which puts a run's numbers into words.
 
 selfcheck    padding, order, loss at start, save and load: is this model's plumbing sound?
 benchmark    speed, memory and start-up on this machine, beside TRL and others

@@ -9,7 +9,6 @@ all approaches see the same pairs.
 """
 
 import shlex
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from pathlib import Path
 import torch
 
 from minirlhf import checkpoint, figures
+from minirlhf.data import normalize
 from minirlhf.metrics import accuracies, bootstrap, credit, named
-from minirlhf.report import interval
+from minirlhf.tools.report import interval
 from minirlhf.tracking import track
 
 
-def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., dict]) -> None:
+def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]) -> None:
     """Train and test each approach on each fold, and print one table of all.
 
     args: what `train.parse` made of the flags; approaches: those there are.
@@ -36,19 +36,23 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., dict]
     if args.approach == "all":
         jobs["response only"] = {"approach": "bt-finetune", "response_only": True}
     results = {}
-    with track(args.tracking_uri, args.experiment, output.name, {}, output) as log:
-        if args.overwrite and output.exists():
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
-        config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
-        checkpoint.write_json(output / "config.json", config)
+    again = bool(args.resume)
+    with track(args.tracking_uri, args.experiment, output.name, {}, output, again) as log:
+        if not again:
+            config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
+            with checkpoint.whole_folder(output, args.overwrite) as folder:
+                checkpoint.write_json(folder / "config.json", config)
+        log({}, step=0)
         print(f"folder    {output}")
         for name, job in jobs.items():
             results[name] = []
             for fold in folds:
                 child = f"{output}/{name.replace(' ', '-')}-{fold}"
-                with open(f"{child}.log", "w", 1) as file, redirect_stdout(file):
-                    results[name].append(run(**job, fold=fold, output=child, overwrite=False))
+                if not Path(child, "metrics.json").exists():
+                    resume = child if Path(child, "config.json").exists() else None
+                    with open(f"{child}.log", "a", 1) as file, redirect_stdout(file):
+                        run(**job, fold=fold, output=child, overwrite=False, resume=resume)
+                results[name].append(read(Path(child)))
                 print(f"{name:15} fold {fold}  test accuracy {interval(results[name][-1]['test'])}")
             rows = compared(results)
             checkpoint.write_json(output / "comparison.json", rows)
@@ -60,10 +64,20 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., dict]
     print(f"everything is in {output}")
 
 
+def read(folder: Path) -> dict:
+    """A finished run's `metrics.json`, with the margins, lengths and labels of its test part."""
+    pairs = checkpoint.read_jsonl(folder / "predictions.jsonl")
+    summary = checkpoint.read_json(folder / "metrics.json")
+    summary["margins"] = torch.tensor([pair["margin"] for pair in pairs])  # (N,)
+    summary["lengths"] = torch.tensor([pair["lengths"] for pair in pairs])  # (N, 2)
+    labels = [normalize(pair["prompt"]) for pair in pairs], [pair["subset"] for pair in pairs]
+    return summary | {"labels": labels}
+
+
 def compared(results: dict[str, list[dict]]) -> list[dict]:
     """One row for each approach, best first, then the baselines (response-only first).
 
-    results: of each approach, what `train.run` returned for each fold, all in one order of folds.
+    results: of each approach, what `read` returns for each fold, all in one order of folds.
     The test parts are pooled before anything is counted (`metrics.accuracies`): a mean of five
     accuracies has no interval of its own. `minus_better_accuracy` is the difference to the row
     above (for response-only: to bt-finetune, of which it is the copy that reads no prompt), pair

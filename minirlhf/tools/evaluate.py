@@ -38,7 +38,7 @@ from torch import Tensor
 
 from minirlhf import checkpoint, data, loops, metrics, score
 from minirlhf.bundled.arithmetic import PAIRS, generate
-from minirlhf.report import interval
+from minirlhf.tools.report import interval
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
 FINAL_NUMBER = re.compile(r"((?<!\d)-)?\d+(\.\d+)?(?=\W*$)")

@@ -1,19 +1,24 @@
-"""Score a file line by line: what `python -m minirlhf.score RUN --input FILE` does.
+"""The command line of `minirlhf.score`: rank some responses, or score a file line by line.
 
+    python -m minirlhf.score runs/bt-finetune --prompt "2 + 2?" --response 4 --response 5
     python -m minirlhf.score runs/bt-finetune --input rows.jsonl --output scored.jsonl
     cat rows.jsonl | python -m minirlhf.score runs/bt-finetune --input - --keep-going
 
 A line is a JSON object with `prompt` and `response`, and gets a `score`; or with `prompt` and a
 list `responses`, and gets `scores` (of a classification: mean probabilities of being preferred).
-What else it holds is handed on. Memory does not grow with the number of lines.
+What else it holds is handed on. Memory does not grow with the number of lines. The file named by
+`--output` appears when all is done; until then, and after an error, what there is stands in a file
+whose name ends in `.part`.
 """
 
+import argparse
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from minirlhf.score import Scorer
+from minirlhf.score import Scorer, load
 
 
 def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:
@@ -42,18 +47,19 @@ def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:
 def score_lines(scorer: Scorer, lines: Iterable[str], keep_going: bool = False) -> Iterator[dict]:
     """The rows with their scores, as they come, 256 at a time.
 
-    A line that cannot be read raises ValueError with its number; if `keep_going`, it comes back as
-    {"line": number, "error": reason}.
+    A line that cannot be read raises ValueError with its number, after the rows before it; if
+    `keep_going`, it comes back as {"line": number, "error": reason}.
     """
-    numbered = enumerate(lines, 1)
-    while chunk := list(islice(numbered, 256)):
+    numbered, failed = enumerate(lines, 1), None
+    while not failed and (chunk := list(islice(numbered, 256))):
         rows, items = [], []
         for number, line in chunk:
             try:
                 row, *item = read_line(line, scorer.approach == "classification")
             except ValueError as error:
                 if not keep_going:
-                    raise ValueError(f"line {number}: {error}") from error
+                    failed = ValueError(f"line {number}: {error}")
+                    break
                 rows.append({"line": number, "error": str(error)})
                 continue
             rows.append(row)
@@ -64,24 +70,67 @@ def score_lines(scorer: Scorer, lines: Iterable[str], keep_going: bool = False) 
                 numbers = next(found)
                 row |= {"scores": numbers} if "responses" in row else {"score": numbers[0]}
             yield row
+    if failed:
+        raise failed
 
 
-def main(scorer: Scorer, source: str, target: str | None, keep_going: bool) -> None:
+def score_file(scorer: Scorer, source: str, target: str | None, keep_going: bool) -> None:
     """Score the lines of `source` into `target`; "-" and None are standard input and output.
 
     Raises ValueError at a bad line unless `keep_going`, OSError if a file cannot be opened; a
     `target` that exists is not replaced.
     """
-    bad = 0
+    bad, part = 0, f"{target}.part"
+    if target and os.path.exists(target):
+        raise ValueError(f"{target} exists and is not replaced")
     with (
         open(0 if source == "-" else source, encoding="utf-8") as lines,
-        open(target or 1, "x" if target else "w", encoding="utf-8", closefd=bool(target)) as file,
+        open(part if target else 1, "w", encoding="utf-8", closefd=bool(target)) as file,
     ):
-        for row in score_lines(scorer, lines, keep_going):
-            if row.keys() == {"line", "error"}:
-                bad += 1
-                print("line {line}: {error}".format(**row), file=sys.stderr)
-            else:
-                print(json.dumps(row, ensure_ascii=False), file=file)
+        try:
+            for row in score_lines(scorer, lines, keep_going):
+                if row.keys() == {"line", "error"}:
+                    bad += 1
+                    print("line {line}: {error}".format(**row), file=sys.stderr)
+                else:
+                    print(json.dumps(row, ensure_ascii=False), file=file)
+        except ValueError as error:
+            kept = f"; the lines before it are in {part}" if target else ""
+            raise ValueError(f"{error}{kept}") from error
+    if target:
+        os.rename(part, target)
     if bad:
         print(f"{bad} lines could not be read and were passed over", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    about = "Score responses, or rank those to one prompt, best first."
+    parser = argparse.ArgumentParser(prog="python -m minirlhf.score", description=about)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    add = parser.add_argument
+    add("run", help="a run folder, such as runs/bt-finetune")
+    add("--prompt")
+    add("--response", action="append", help="give it several times")
+    add("--input", metavar="FILE", help="instead: JSON lines of `prompt` and `response` or a list "
+        "`responses`; - reads the standard input")  # fmt: skip
+    add("--output", metavar="FILE", help="where the scored lines go (default: standard output)")
+    add("--keep-going", action="store_true", help="pass over lines that cannot be read")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    args = parser.parse_args(argv)
+    if bool(args.input) == bool(args.prompt and args.response):
+        parser.error("give --prompt and --response, or --input")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        scorer = load(args.run, args.device)
+        if args.input:
+            return score_file(scorer, args.input, args.output, args.keep_going)
+        print("win rate" if scorer.approach == "classification" else "  reward", " response")
+        for number, response in scorer.rank(args.prompt, args.response):
+            print(f"{number:8.3f}  {response}")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "\ninterrupted\n")

@@ -1,6 +1,6 @@
 """What a run has to say, as text: the verdict, the worst mistakes, the model card.
 
-It puts numbers of `metrics.py` into words. Read next: `figures.py`.
+`train.py` puts the numbers of `metrics.py` into words with it.
 """
 
 import json
@@ -74,19 +74,10 @@ def model_card(summary: dict, config: dict, output: Path) -> str:
     """
     test, compares = summary["test"], summary["approach"] == "classification"
     use = 'rank("2 + 2?", ["4", "5"])' if compares else 'score("2 + 2?", "4")'
-    metrics = [
-        {
-            "type": name,
-            "value": round(test[name], 4),
-            "name": f"{name} [95 %] {interval(test, name)}",
-        }
-        for name in ("accuracy", "balanced_accuracy")
-    ]
-    result = {"task": {"type": "text-ranking"}, "metrics": metrics}
-    result["dataset"] = {"type": summary["dataset"], "name": summary["dataset"]}
-    head = {"tags": ["reward-model", "rlhf", "minirlhf"], "base_model": summary["encoder"]}
-    head["model-index"] = [{"name": output.name, "results": [result]}]
-    yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
-    words = summary | {"yaml": yaml, "name": output.name, "output": output, "use": use}
+    words = {"name": output.name, "dataset": summary["dataset"], "encoder": summary["encoder"]}
+    words |= {f"{key}_yaml": json.dumps(text) for key, text in words.items()}  # JSON is YAML
+    for name in ("accuracy", "balanced_accuracy"):
+        words |= {name: round(test[name], 4), f"{name}_interval": interval(test, name)}
     words |= {"verdict": verdict(summary).strip(), "command": config["command"]}
+    words |= {key: summary[key] for key in ("approach", "fold")} | {"output": output, "use": use}
     return (Path(__file__).parent / "card.md").read_text("utf-8").format(**words)

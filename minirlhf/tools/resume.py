@@ -1,0 +1,106 @@
+"""How a stopped run goes on: what `train.py --resume FOLDER` does, and the lock on a run folder.
+
+    python train.py --resume runs/bt-finetune
+
+The settings come from the folder's `config.json`. A fine-tuning run goes on after its last whole
+epoch, from `state.safetensors`: the weights, the best ones so far, AdamW's moments, the order of
+the pairs, the random state and the count of epochs without a better one. The learning rate follows
+from the step. On one CPU (same threads, same versions) the run ends with the weights, bit for bit,
+of one that was never stopped. A frozen run starts over: its features are cached, and the rest takes
+seconds. A comparison keeps its finished runs and goes on with the first that is not.
+"""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from minirlhf.checkpoint import load_tensors, save_tensors
+from minirlhf.loops import Best
+
+
+def reopen(args: Namespace) -> Namespace:
+    """The settings of the run in the folder `args.resume`, as it was started.
+
+    Raises ValueError if no run was started there, or if it is finished.
+    """
+    folder = Path(args.resume)
+    try:
+        settings = json.loads((folder / "config.json").read_text("utf-8"))["arguments"]
+        settings = vars(args) | {key: settings[key] for key in vars(args) if key != "resume"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no run of this version to go on with") from error
+    if any((folder / name).exists() for name in ("metrics.json", "comparison.png")):
+        raise ValueError(f"the run in {folder} is finished")
+    if not int(os.environ.get("RANK", "0")):  # torchrun's other processes have folders of their own
+        settings["output"] = args.resume
+    else:
+        settings |= {"output": args.output, "tracking_uri": "none"}
+    return Namespace(**settings | {"overwrite": False})
+
+
+class State:
+    """What `loops.fit_finetune` holds after an epoch, in one safetensors file (no pickle)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def save(self, best: Best, optimizer, generator: torch.Generator, row: dict) -> None:
+        """Write it, whole. row: the epoch's numbers."""
+        trained = best.model.named_parameters()
+        tensors = {f"weight/{name}": p for name, p in trained if p.requires_grad}
+        tensors |= {f"best/{name}": weight for name, weight in best.weights.items()}
+        for i, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"moment/{i}/{name}": moment for name, moment in moments.items()}
+        tensors |= {"order": generator.get_state(), "random": torch.get_rng_state()}
+        numbers = row, best.lowest, best.waited, best.model.info["temperature"]
+        save_tensors(self.path, tensors, numbers)
+
+    def load(self, best: Best, optimizer, generator: torch.Generator) -> dict | None:
+        """Put it back, if there is any. Returns the epoch's row, or None."""
+        if not self.path.exists():
+            return None
+        tensors, numbers = load_tensors(self.path)
+        row, best.lowest, best.waited, best.model.info["temperature"] = numbers
+
+        def part(start: str) -> dict[str, torch.Tensor]:
+            return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+        best.model.load_state_dict(part("weight/"), strict=False)
+        best.weights = part("best/")
+        numbered = {int(name.split("/")[0]) for name in part("moment/")}
+        moments = {i: part(f"moment/{i}/") for i in numbered}
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        generator.set_state(tensors["order"])
+        torch.set_rng_state(tensors["random"])
+        return row
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder, which need not exist yet.
+
+    Raises ValueError if another process is in it, OSError if nothing can be written there. A killed
+    process leaves no lock behind.
+    """
+    made = [parent for parent in folder.parents if not parent.exists()]  # the nearest first
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"another run is writing to {folder}; give another --output") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+        for parent in made:  # where nothing was written, nothing is left
+            if not any(parent.iterdir()):
+                parent.rmdir()

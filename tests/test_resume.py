@@ -1,0 +1,347 @@
+"""A run that was killed goes on and ends as if it had not been; nothing that was saved is lost."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from minirlhf import checkpoint, encoders, loops, model, tracking
+from minirlhf.tools import resume
+
+ROOT = Path(__file__).parents[1]
+
+
+def flags(tiny_encoder: str, *more: str) -> list[str]:
+    short = ["--dataset", "pairs.jsonl", "--model", tiny_encoder, "--max-length", "64"]
+    how = ["--device", "cpu", "--tracking-uri", "none", "--epochs", "4", "--dropout", "0.1"]
+    return [*short, *how, "--batch-size", "8", "--lr", "3e-3", *more]
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    parts = sorted(Path(run, "model").rglob("*.safetensors"))
+    assert len(parts) == 2
+    return {f"{part.name}/{n}": t for part in parts for n, t in load_file(part).items()}
+
+
+def rows(run: str) -> list[dict]:
+    """What the epochs were, but for their seconds."""
+    history = checkpoint.read_jsonl(Path(run, "history.jsonl"))
+    return [{key: row[key] for key in row if key != "seconds"} for row in history]
+
+
+def assert_same(one: str, other: str) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert rows(one) == rows(other)
+    a, b = (checkpoint.read_json(Path(run, "metrics.json")) for run in (one, other))
+    assert a["test"] == b["test"]
+
+
+def stop_at(monkeypatch, target, name: str, call: int, error=KeyboardInterrupt) -> None:
+    """The given call of a function raises."""
+    real, calls = getattr(target, name), []
+
+    def stopped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, stopped)
+
+
+@pytest.fixture
+def whole(tiny_encoder, pairs_file) -> str:
+    """A run that nobody stopped."""
+    train.main(flags(tiny_encoder, "--output", "whole"))
+    assert not Path("whole/state.safetensors").exists()
+    return "whole"
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "call"),
+    [
+        (loops, "shuffled_batches", 1),  # before the first step
+        (torch.optim.AdamW, "step", 15),  # in the middle of an epoch
+        (resume, "save_tensors", 2),  # an epoch is done and not saved
+        (checkpoint, "write_jsonl", 2),  # saved and not told
+        (model, "save", 1),  # told, its model not written
+        (checkpoint, "write_text", 7),  # at the end, among the results
+    ],
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    target, name, call, whole, tiny_encoder, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        stop_at(patch, target, name, call)
+        train.main(flags(tiny_encoder, "--output", "stopped"))
+    assert exit.value.code == 130
+    assert "go on with: python train.py --resume stopped" in capsys.readouterr().out
+    assert not Path("stopped/metrics.json").exists()
+    train.main(["--resume", "stopped"])
+    assert_same("whole", "stopped")
+    assert not Path("stopped/state.safetensors").exists()
+    assert not list(Path().glob(".*"))
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "stopped"])
+    assert "the run in stopped is finished" in capsys.readouterr().err
+
+
+def kill_and_resume(tiny_encoder: str, run: str, after: float) -> None:
+    """Start a run in a process of its own, kill it after so many seconds, and resume it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py")]
+    started = subprocess.Popen(
+        [*command, *flags(tiny_encoder, "--output", run)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    time.sleep(after)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    if not Path(run).exists():  # killed before anything was written: the same command again
+        again = flags(tiny_encoder, "--output", run)
+    elif Path(run, "metrics.json").exists():
+        return
+    else:
+        again = ["--resume", run]
+    subprocess.run([*command, *again], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def seconds_of_a_run(tiny_encoder: str) -> float:
+    start = time.perf_counter()
+    command = [sys.executable, str(ROOT / "train.py"), *flags(tiny_encoder, "--output", "timed")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def test_killed_twice(tiny_encoder, pairs_file):
+    whole = seconds_of_a_run(tiny_encoder)
+    for i, share in enumerate((0.6, 0.9)):
+        kill_and_resume(tiny_encoder, f"killed-{i}", share * whole)
+        assert_same("timed", f"killed-{i}")
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tiny_encoder, pairs_file):
+    whole, draw = seconds_of_a_run(tiny_encoder), random.Random(0)
+    for i in range(20):
+        kill_and_resume(tiny_encoder, f"killed-{i}", draw.uniform(0, 1) * whole)
+        assert_same("timed", f"killed-{i}")
+
+
+def test_a_frozen_run_starts_over_with_its_features_kept(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    same = [*flags(tiny_encoder)[:10], "--epochs", "5", "--approach", "bt-frozen", "--output"]
+    train.main([*same, "whole"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, checkpoint, "write_jsonl", 3)
+        train.main([*same, "stopped"])
+    train.main(["--resume", "stopped"])
+    assert_same("whole", "stopped")
+    assert "seconds, computed" not in capsys.readouterr().out.split("folder    stopped")[-1]
+
+
+def test_a_comparison_keeps_its_finished_runs(tiny_encoder, pairs_file, monkeypatch, capsys):
+    same = [*flags(tiny_encoder)[:10], "--approach", "all", "--folds", "2", "--epochs", "2"]
+    train.main([*same, "--output", "whole"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 30)
+        train.main([*same, "--output", "stopped"])
+    finished = {path: path.stat().st_mtime_ns for path in Path("stopped").glob("*/metrics.json")}
+    assert 0 < len(finished) < 10
+    train.main(["--resume", "stopped"])
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    one, other = (
+        checkpoint.read_json(Path(run, "comparison.json")) for run in ("whole", "stopped")
+    )
+    for rows_ in (one, other):
+        assert [row.pop("seconds", None) for row in rows_]
+    assert one == other
+
+
+def test_what_cannot_be_resumed_is_refused(whole, tiny_encoder, monkeypatch, capsys):
+    def refused(*argv: str) -> str:
+        with pytest.raises(SystemExit) as exit:
+            train.main(list(argv))
+        assert exit.value.code == 2
+        said = capsys.readouterr().err
+        assert len(said.strip().splitlines()) == 1
+        return said
+
+    assert "the run in whole is finished" in refused("--resume", "whole")
+    assert "holds no run" in refused("--resume", "nowhere")
+    Path("empty").mkdir()
+    assert "holds no run" in refused("--resume", "empty")
+    assert "takes no other flag" in refused("--resume", "whole", "--epochs", "9")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 15)
+        train.main(flags(tiny_encoder, "--output", "stopped"))
+    capsys.readouterr()
+    lines = Path("pairs.jsonl").read_text().splitlines()
+    Path("pairs.jsonl").write_text("\n".join(lines[:-1]))
+    assert "not the same data" in refused("--resume", "stopped")
+
+
+def test_two_runs_in_one_folder_are_refused(tiny_encoder, pairs_file, capsys):
+    with resume.locked(Path("taken")), pytest.raises(SystemExit) as exit:
+        train.main(flags(tiny_encoder, "--output", "taken"))
+    assert exit.value.code == 2
+    assert "another run is writing to taken" in capsys.readouterr().err
+    assert not Path("taken").exists()
+    train.main(flags(tiny_encoder, "--output", "taken"))
+    # A folder that appears after the flags were read is not replaced either.
+    with (
+        pytest.raises(ValueError, match="taken exists"),
+        checkpoint.whole_folder(Path("taken"), overwrite=False),
+    ):
+        pass
+    assert Path("taken/metrics.json").exists()
+
+
+def test_a_loss_that_is_not_finite_names_step_and_pairs(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    """A gradient in the second epoch is NaN; the first epoch's model stays as it was saved."""
+    real, calls = torch.nn.utils.clip_grad_norm_, []
+    draw, batches = loops.shuffled_batches, []
+
+    def counted(*args):
+        batches.append(draw(*args))
+        return batches[-1]
+
+    def spoiled(parameters, norm):
+        parameters = list(parameters)
+        calls.append(1)
+        if len(calls) == len(batches[0]) + 4:
+            parameters[0].grad[0] = float("nan")
+        return real(parameters, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    monkeypatch.setattr(loops, "shuffled_batches", counted)
+    with pytest.raises(SystemExit) as exit:
+        train.main(flags(tiny_encoder, "--output", "run"))
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "no finite gradient at step 4 of epoch 2, training pairs [" in said
+    assert str(batches[1][3][0]) in said
+    assert "try a lower --lr" in said
+    kept = weights("run")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert len(rows("run")) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_names_what_to_lower(error, tiny_encoder, pairs_file, monkeypatch, capsys):
+    stop_at(monkeypatch, torch.optim.AdamW, "step", 3, error)
+    with pytest.raises(SystemExit) as exit:
+        train.main(flags(tiny_encoder, "--output", "run"))
+    assert exit.value.code == 2
+    assert "out of memory; lower --batch-size" in capsys.readouterr().err
+
+
+def test_too_small_a_disk_is_noticed_before_training(tiny_encoder, pairs_file, monkeypatch, capsys):
+    usage = type("Usage", (), {"free": 1000})()
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(SystemExit) as exit:
+        train.main(flags(tiny_encoder, "--output", "run"))
+    assert exit.value.code == 2
+    assert "MB on this disk" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_disk_that_fills_costs_the_epoch_and_not_what_was_saved(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    full = OSError(28, "No space left on device")
+    stop_at(monkeypatch, resume, "save_tensors", 2, full)
+    with pytest.raises(SystemExit) as exit:
+        train.main(flags(tiny_encoder, "--output", "run"))
+    assert exit.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert minirlhf_loads("run")
+    train.main(["--resume", "run"])
+    assert len(rows("run")) == 4
+
+
+def minirlhf_loads(run: str) -> bool:
+    return bool(model.load(Path(run, "model")).encode(["a"], ["b"])[0])
+
+
+def test_a_damaged_cache_is_noticed_said_and_made_again(tmp_path):
+    def compute():
+        return torch.arange(6.0).view(2, 3)
+
+    arguments = compute, [[1, 2], [3]], tmp_path / "features"
+    assert encoders.cached(*arguments)[2] == "computed"
+    (file,) = (tmp_path / "features").iterdir()
+    assert encoders.cached(*arguments)[2] == str(file)
+    sound = file.read_bytes()
+    for damage in (
+        sound[:-20],  # half-written
+        b"",
+        sound[:-30] + bytes([sound[-30] ^ 1]) + sound[-29:],  # one bit of a feature or the checksum
+        sound.replace(torch.tensor(2.0).numpy().tobytes(), torch.tensor(3.0).numpy().tobytes()),
+    ):
+        assert damage != sound
+        file.write_bytes(damage)
+        features, _, origin = encoders.cached(*arguments)
+        assert torch.equal(features, compute())
+        assert origin == f"computed again, since {file} was damaged"
+        assert encoders.cached(*arguments)[2] == str(file)
+
+
+def test_a_server_that_dies_costs_a_warning(tmp_path, monkeypatch, capsys):
+    """No server at the start is an error; one that goes away is not."""
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with tracking.track(uri, "test", "a run", {}, folder) as log:
+        log({"loss": 0.5}, step=1)
+
+        def dead(*args, **kwargs):
+            raise ConnectionError("the server is gone")
+
+        monkeypatch.setattr(mlflow, "log_metrics", dead)
+        monkeypatch.setattr(mlflow, "log_artifact", dead)
+        monkeypatch.setattr(mlflow, "end_run", dead)
+        log({"loss": 0.4}, step=2)
+        (folder / "metrics.json").write_text("{}")
+    said = capsys.readouterr().out
+    assert said.count("warning: MLflow did not take it (the server is gone)") == 3
+    monkeypatch.undo()
+    mlflow.end_run()
+
+
+def test_a_resumed_run_goes_on_in_mlflow(tiny_encoder, pairs_file, tmp_path, monkeypatch, capsys):
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    same = [flag if flag != "none" else uri for flag in flags(tiny_encoder)]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 25)
+        train.main([*same, "--output", "stopped"])
+    train.main(["--resume", "stopped"])
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("minirlhf")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    accuracy = checkpoint.read_json(Path("stopped/metrics.json"))["test"]["accuracy"]
+    assert run.data.metrics["test_accuracy"] == pytest.approx(accuracy)
+    steps = {m.step for m in client.get_metric_history(run.info.run_id, "train_loss")}
+    assert steps == {1, 2, 3, 4}
