@@ -217,6 +217,7 @@ def run(args: argparse.Namespace) -> None:
         table = data.load_rows(args.dataset, args.split)
     columns = {role: getattr(args, f"{role}_column", None) for role in data.COLUMNS}
     pairs, counts = data.build_pairs(table, args.limit, **columns)
+    del table  # the pairs hold their own texts
     # Equal ratings teach a regression something; as preferences, and in any evaluation, nothing.
     # The test part does not depend on the approach, so that all are tested on the same pairs.
     rated = args.approach == "regression" or bool(args.margin)

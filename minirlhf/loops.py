@@ -48,7 +48,8 @@ def fit_frozen(
     step, device = STEPS[model.info["approach"]], features.device
     train = Part(*(t.to(device) for t in train))
     used = torch.cat([train.chosen, train.rejected])
-    model.head.fit_input(features[used])
+    # Some 20,000 texts say as much as all, and all might be copied into much memory.
+    model.head.fit_input(features[used[:: len(used) // 20_000 + 1]])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
     settings = {"lr": args.lr, "weight_decay": args.weight_decay}
@@ -239,7 +240,13 @@ def evaluate(
     part = Part(*(t.to(inputs.device) for t in part))
     approach = model.info["approach"]
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
-    loss, margins = step(model, inputs, part)
-    sides = (part.chosen, part.rejected) if approach != "classification" else ()
-    rewards = [model.head(inputs[texts]).cpu() for texts in sides]
-    return loss.item(), margins.cpu(), torch.stack(rewards, dim=1) if rewards else None
+    total, margins, rewards = 0.0, [], []
+    for picked in torch.arange(len(part.chosen), device=inputs.device).split(10_000):  # of memory
+        piece = Part(*(t[picked] for t in part))
+        loss, margin = step(model, inputs, piece)
+        total += loss.item() * len(picked)
+        margins.append(margin.cpu())
+        if approach != "classification":
+            sides = model.head(inputs[piece.chosen]), model.head(inputs[piece.rejected])
+            rewards.append(torch.stack(sides, dim=1).cpu())
+    return total / len(part.chosen), torch.cat(margins), torch.cat(rewards) if rewards else None

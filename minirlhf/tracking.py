@@ -58,11 +58,16 @@ def track(
         said = f"cannot reach the tracking store {reason}; --tracking-uri none does without one"
         raise ValueError(said) from error
 
+    failed = []
+
     def attempt(function: Callable, *args, **kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            if len(failed) < 3:  # each costs seconds
+                function(*args, **kwargs)
         except Exception as error:  # hours of training are worth more than a curve
-            print(f"warning: MLflow did not take it ({str(error)[:200]}); the run folder has it")
+            failed.append(error)
+            last = ", and is not asked again" * (len(failed) == 3)
+            print(f"warning: MLflow did not take it ({str(error)[:200]}){last}; it is in {folder}")
 
     def log(row: dict, step: int) -> None:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
