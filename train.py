@@ -10,7 +10,7 @@ Read it top to bottom: the flags, the data, the model, the loop, the result. Eac
 file of `minirlhf/` and names it; you only need to go there to see how. The run writes a run folder:
 `config.json`, `history.jsonl`, `metrics.json`, `predictions.jsonl`, `mistakes.md`, `README.md`,
 `model/` and `figures/`; a run that was stopped goes on with `--resume FOLDER`, and
-`--approach all` and `--folds` write one for each run, and `comparison.md`, `.json` and `.png`.
+`--approach all` and `--folds` write a run folder for each, and `comparison.md`, `.json` and `.png`.
 """
 
 import argparse
@@ -23,8 +23,6 @@ import sys
 import tempfile
 import time
 from difflib import get_close_matches
-from functools import partial
-from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -44,7 +42,7 @@ TUNED = {
     "warmup": (float, 0, 1, None, 0.1, "share of the steps in which the rate rises (Adam's first "
         "steps are badly informed); then it falls to 0"),
     "clip": (float, 1e-9, 1e9, None, 1.0, "largest norm of a gradient; longer ones shrink to it"),
-    "dropout": (float, 0, 0.9, None, 0.0, "off: its noise is as large as the margins"),
+    "dropout": (float, 0, 0.9, None, 0.0, "0: its noise is as large as the margins"),
     "label_smoothing": (float, 0, 0.5, 0.0, 0.0, "share of pairs taken to be labelled wrong"),
     "margin": (float, 0, 100, 0.0, 0.0, "reward gap asked per point of rating gap"),
     "patience": (int, 1, 10**6, 10, 3, "stop after so many epochs without a lower calibrated loss"),
@@ -81,15 +79,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", default="arithmetic",
         help="arithmetic (bundled), argilla-math, a .jsonl, .json, .csv or .parquet file, a folder "
         "of them, or a hub id (default: %(default)s)")
-    add("--split", default="train", help="which one of a folder or hub id (default: %(default)s)")
+    add("--split", default="train", help="the split to read of a folder or hub id (default: train)")
     for role in ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"):
-        add(f"--{role}-column", metavar="NAME", help="its name, if an unusual one")
+        add(f"--{role}-column", metavar="NAME", help="name of this column, if unusual")
     add("--limit", type=number(int, 1, 10**9), metavar="N", help="first N pairs (arithmetic 5000)")
     add("--balance", action="store_true",
         help="weigh pairs so that all values of the column `subset` count the same in the loss")
     add("--fold", type=number(int, 0, 4), default=0, metavar="0..4",
         help="which fifth of the prompts is the test part (default: %(default)s)")
-    add("--folds", type=number(int, 1, 5), metavar="1..5", help="N in turn; 5: all are tested")
+    add("--folds", type=number(int, 1, 5), metavar="1..5",
+        help="run folds 0 to N - 1; with 5 every pair is tested once")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2",
         help="a folder or a hub id: an encoder, or for bt-* also a decoder (default: %(default)s)")
@@ -107,7 +106,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="(default: 0)")
     add("--output", metavar="FOLDER", help="run folder (default: runs/APPROACH, or -2, -3 ...)")
-    add("--overwrite", action="store_true", help="replace the run in the folder typed as --output")
+    add("--overwrite", action="store_true", help="replace the run in --output as this one starts")
     add("--resume", metavar="FOLDER", help="go on with a run that was stopped, from its last whole "
         "epoch; takes no other flag, since the settings are in the folder")
     add("--no-cache", action="store_true", help="do not keep frozen features on disk")
@@ -116,7 +115,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     # fmt: on
 
-    if args.resume and vars(args) != vars(parser.parse_args(["--resume", args.resume])):
+    if args.resume is not None and vars(args) != vars(parser.parse_args(["--resume", args.resume])):
         parser.error("--resume takes no other flag: the run's settings are in its folder")
     frozen, best, some = APPROACHES[:3], ("bt-finetune", "all"), ("bt-frozen", "bt-finetune", "all")
     users_of = {name: best for name, (*_, default, _, _) in TUNED.items() if default is None}
@@ -134,7 +133,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.output, args.tracking_uri = f"{tempfile.mkdtemp()}/run", "none"
         atexit.register(shutil.rmtree, Path(args.output).parent, ignore_errors=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    free = (f"runs/{args.approach}" + f"-{i}" * (i > 1) for i in count(1))
+    free = (f"runs/{args.approach}" + f"-{i}" * (i > 1) for i in range(1, 10**6))
     args.output = args.output or next(name for name in free if not Path(name).exists())
     if (folder := Path(args.output)).exists() and not args.overwrite:
         parser.error(f"{folder} exists; give another --output, or --overwrite to replace it")
@@ -157,12 +156,11 @@ def settle(args: argparse.Namespace, **changes) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the script. Bad input ends with one sentence on stderr and exit code 2."""
-    args = None
+    args = parse(argv)
     try:
-        args = parse(argv)
         from minirlhf.tools import resume
 
-        args = resume.reopen(args) if args.resume else args
+        args = resume.reopen(args) if args.resume is not None else args
         with resume.locked(Path(args.output)):
             if args.approach == "all" or args.folds:
                 from minirlhf.tools.compare import compare
@@ -172,9 +170,9 @@ def main(argv: list[str] | None = None) -> None:
                 run(settle(args))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
-        print("\ninterrupted")
-        if args and Path(args.output, "config.json").exists():
-            print(f"go on with: python train.py --resume {shlex.quote(args.output)}")
+        again = f"; go on with: python train.py --resume {shlex.quote(args.output)}"
+        # To stderr: what reads the output through a pipe may have been interrupted, too.
+        print("\ninterrupted" + again * Path(args.output, "config.json").exists(), file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         text = str(error)
@@ -258,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
         how = f"{device} {dtype} {attention} {model.info['pooling']} {model.encoder} {configs}"
         key = {"weights": weights, "how": how} | encoders.versions()
         worker = model.in_precision(dtype)
-        embed = torch.no_grad()(partial(worker.map, worker.vectors, inputs, progress=progress_bar))
+        embed = torch.no_grad()(lambda: worker.map(worker.vectors, rows, progress=progress_bar))
         folder = None if args.no_cache else encoders.cache_folder()
         features, took, origin = encoders.cached(embed, inputs, folder, **key)
         if not origin.startswith("computed"):
@@ -276,9 +274,10 @@ def run(args: argparse.Namespace) -> None:
     for key in ("data", "encoder"):
         if before[key] != config[key]:
             raise ValueError(f"not the same {key} as when {output} was started")
-    # While one is replaced the model is there twice and, to resume, four times its size.
+    # While they are replaced, the model and the state (weights, best ones, two moments: four times
+    # its size) are there twice.
     needed = 4 * sum(p.numel() for p in model.parameters()) * (2 if frozen else 10)
-    if shutil.disk_usage(output.parent).free < needed:
+    if shutil.disk_usage(output.parent).free < needed and not args.resume:
         raise ValueError(f"{output} needs {needed / 1e6:,.0f} MB on this disk, which has less")
     how = args.tracking_uri, args.experiment, output.name, vars(args), output, bool(args.resume)
     with track(*how) as log:
@@ -288,7 +287,7 @@ def run(args: argparse.Namespace) -> None:
         log({}, step=0)
         print(f"folder    {output}")
 
-        # ---- training (loops.py): a row of numbers after each epoch
+        # ---- training (loops.py), saved after each epoch (tools/resume.py): a row of numbers each
         fit = loops.fit_frozen if frozen else loops.fit_finetune
         state = resume.State(Path(args.resume or output) / "state.safetensors")
         options = Options(args.label_smoothing, args.margin, dtype, progress_bar, state)
@@ -305,7 +304,8 @@ def run(args: argparse.Namespace) -> None:
         if frozen:
             models.save(model, output / "model")
 
-        # ---- evaluation (metrics.py): the test part is read once, here
+        # ---- evaluation (metrics.py), in pictures (figures.py) and words (tools/report.py): the
+        # test part is read once, here
         results, worker = {}, model.in_precision(dtype)
         for (name, part), index in zip(parts.items(), indexed, strict=True):
             # The test part goes the way of scoring, from tokens in float32; the rest as trained.
@@ -324,16 +324,15 @@ def run(args: argparse.Namespace) -> None:
         summary |= {"encoder": args.model, "trained": trained, "seconds": seconds, **results}
         longer = metrics.accuracies(metrics.credit(lengths[:, 0] - lengths[:, 1]), *labels)
         summary["baselines"] = {"chance": {"accuracy": 0.5}, "longer response": longer}
-        checkpoint.write_text(output / "README.md", report.model_card(summary, config, output))
+        checkpoint.write_text(output / "README.md", report.model_card(summary, before, output))
         checkpoint.write_text(output / "mistakes.md", report.mistakes(part, margins))
         figures.draw_run(output / "figures", history, margins, rewards, lengths, results["test"])
-        judged = zip(labels[1], margins.tolist(), lengths.tolist(), part, strict=True)
-        predictions = [dict(prompt=pair.prompt, subset=subset, margin=margin, lengths=both)
-                       for subset, margin, both, pair in judged]  # fmt: skip
-        checkpoint.write_jsonl(output / "predictions.jsonl", predictions)
+        judged = zip(part, margins.tolist(), lengths.tolist(), strict=True)
+        told = [dict(prompt=p.prompt, subset=p.subset, margin=m, lengths=n) for p, m, n in judged]
+        checkpoint.write_jsonl(output / "predictions.jsonl", told)
         log({f"test_{k}": v for k, v in results["test"].items()}, step=row["epoch"])
         checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
-        state.path.unlink(missing_ok=True)
+        state.remove()
 
     # ---- what came out
     print("\n" + report.verdict(summary))

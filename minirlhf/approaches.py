@@ -26,7 +26,7 @@ from minirlhf.model import RewardModel
 
 
 class Options(NamedTuple):
-    """What train.py hands to the loops, and they to the steps; the first two are flags."""
+    """What train.py hands to the loops; they use the rest, the steps the first two (flags)."""
 
     label_smoothing: float = 0.0
     margin: float = 0.0  # asks for a reward gap of margin * (rating gap), Llama 2's idea

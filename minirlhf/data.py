@@ -255,8 +255,9 @@ def index_texts(
 
 
 def normalize(prompt: str) -> str:
-    """A prompt without what does not distinguish it: case, white space, Unicode compatibility."""
-    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+    """A prompt without what does not distinguish it: case, spaces, Unicode forms, the unseen."""
+    visible = re.sub(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]", "", prompt)
+    return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
 
 
 def near_duplicates(train: Sequence[PreferencePair], other: Sequence[PreferencePair]) -> dict:

@@ -185,6 +185,7 @@ def cached(
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode())
     for row in rows:
         digest.update(array("i", [len(row), *row]).tobytes())
+    folder.mkdir(parents=True, exist_ok=True)  # if it cannot be, then before the work
     path = folder / f"{digest.hexdigest()[:32]}.safetensors"
     if path.is_file():
         try:
@@ -195,7 +196,6 @@ def cached(
             pass
         origin = f"computed again, since {path} was damaged"
     features, seconds = compute(), time.perf_counter() - start
-    folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
     kept = {"features": features.contiguous(), "seconds": torch.tensor(seconds)}

@@ -72,7 +72,7 @@ def fit_frozen(
         yield row
         if best.waited >= args.patience:
             break
-    best.restore()
+    model.load_state_dict(best.weights, strict=False)
 
 
 def fit_finetune(
@@ -88,8 +88,8 @@ def fit_finetune(
         dropout: 0 turns it off, also where the encoder was pretrained with it. The two sides of a
             pair would see two masks, and that noise is as large as the margins to be learned.
 
-    With `options.state` (`tools/resume.py`) all that the loop holds is saved after each epoch. If
-    something is saved at the start, that epoch's row comes again and the next epoch follows.
+    With `options.state` (`tools/resume.py`) all that the loop holds is saved after each epoch. If a
+    state is found, its epoch's row is yielded once more, and training goes on from there.
     """
     step, device = STEPS[model.info["approach"]], model.device
     dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]
@@ -99,7 +99,7 @@ def fit_finetune(
         module.p = args.dropout
     peaks = (model.encoder, args.lr), (model.head, HEAD_LR_FACTOR * args.lr)
     groups = [{"params": list(module.parameters()), "peak": peak} for module, peak in peaks]
-    # Rates are set at each step. Fused is one kernel for all weights, not relied upon on mps.
+    # Rates are set at each step. `fused` is one kernel for all weights, not trusted on mps.
     how = {"weight_decay": args.weight_decay, "fused": device.type != "mps"}
     optimizer = torch.optim.AdamW(groups, **how)
     generator = torch.Generator().manual_seed(args.seed)
@@ -113,13 +113,15 @@ def fit_finetune(
     weights = [p for p in model.parameters() if p.requires_grad]
     copies = [p for p in worker.parameters() if p.requires_grad]
     rank, processes = ranks()
+    sizes = torch.tensor([len(row) for row in rows])
+    lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()  # the longer side
     for epoch in range(row["epoch"] + 1 if row else 1, args.epochs + 1):
         if best.waited >= args.patience:
             break
         start = time.perf_counter()
         # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
         worker.train(args.dropout > 0)
-        batches = shuffled_batches(train.prompt.tolist(), args.batch_size, generator)
+        batches = shuffled_batches(train.prompt.tolist(), lengths, args.batch_size, generator)
         steps = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
         total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
         norms = []  # of the gradients since the last look
@@ -159,7 +161,7 @@ def fit_finetune(
         if options.state and rank == 0:
             options.state.save(best, optimizer, generator, row)
         yield row
-    best.restore()
+    model.load_state_dict(best.weights, strict=False)
 
 
 def learning_rate_share(done: float, warmup: float) -> float:
@@ -168,7 +170,7 @@ def learning_rate_share(done: float, warmup: float) -> float:
 
 
 class Best:
-    """The best weights so far with their temperature, and the epochs since."""
+    """The best weights so far and the epochs since; makes an epoch's row of numbers, too."""
 
     def __init__(self, model: RewardModel, count: int):
         self.model, self.count = model, count  # `count` training pairs
@@ -202,10 +204,6 @@ class Best:
             # Without weights: the temperature is about the data as they are.
             self.model.info["temperature"] = fit_temperature(margins)
         return row
-
-    def restore(self) -> None:
-        """Give the model its best weights back."""
-        self.model.load_state_dict(self.weights, strict=False)
 
 
 def batch(

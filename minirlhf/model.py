@@ -137,7 +137,7 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
         else:
             encoder, tokenizer = encoders.load_auto(path, attention)
         model = RewardModel(encoder, tokenizer, head, info).to(device).eval()
-        # One text through it all: what does not belong together fails here.
+        # One text through it all: what does not belong together fails here, also another size.
         torch.zeros(info["size"]) + model.map(model.vectors, model.encode(["a"], ["b"])[0]).cpu()
         return model
     except Exception as error:  # a stranger's folder may hold anything

@@ -107,22 +107,29 @@ def map_rows(
 
 
 def shuffled_batches(
-    groups: Sequence[int], batch_size: int, generator: torch.Generator
+    groups: Sequence[int], lengths: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
     """One epoch of batches, at most `batch_size` examples each: lists of indices.
 
     Examples of one group (the pairs of one prompt) stay together as far as they fit: they share
     responses, so a batch has fewer distinct texts to encode, and the comparisons of one response
     are averaged into one step instead of being learned by heart one by one (InstructGPT, section
-    3.5, https://arxiv.org/abs/2203.02155). Groups are shuffled. Every example comes once.
+    3.5, https://arxiv.org/abs/2203.02155). Groups are shuffled; of each stretch that fills twenty
+    batches they are sorted by length (of the example's longer side, say) and cut into batches; the
+    batches are shuffled. Not for speed, which `map_rows` sees to: from batches of like texts two
+    data sets were learned as well or better than from batches at random. Every example comes once.
     """
     members: dict[int, list[int]] = {}
     for example, group in enumerate(groups):
         members.setdefault(group, []).append(example)
     chunks = [m[i : i + batch_size] for m in members.values() for i in range(0, len(m), batch_size)]
+    longest = [max(lengths[i] for i in chunk) for chunk in chunks]
+    order = torch.randperm(len(chunks), generator=generator).tolist()
+    window = 20 * batch_size * len(chunks) // len(groups) + 1  # chunks to sort
     batches: list[list[int]] = [[]]
-    for i in torch.randperm(len(chunks), generator=generator).tolist():
-        if len(batches[-1]) + len(chunks[i]) > batch_size:
-            batches.append([])
-        batches[-1] += chunks[i]
-    return batches
+    for start in range(0, len(order), window):
+        for i in sorted(order[start : start + window], key=longest.__getitem__):
+            if len(batches[-1]) + len(chunks[i]) > batch_size:
+                batches.append([])
+            batches[-1] += chunks[i]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -20,19 +20,14 @@ from pathlib import Path
 
 @contextmanager
 def track(
-    uri: str | None,
-    experiment: str,
-    name: str,
-    parameters: dict,
-    folder: Path | None = None,
-    resume: bool = False,
+    uri: str | None, experiment: str, name: str, args: dict, folder: Path | None = None, again=False
 ) -> Iterator[Callable[..., None]]:
     """Open an MLflow run and give a function `log(row, step)` that takes a row's numbers.
 
     uri: None for MLflow's own default (its environment variable, else the local store), an
         address, or "none" for no tracking.
     folder: its files and figures are uploaded when the block ends; the model is not. The first log
-        writes the run's id there, so that with `resume` the same run goes on.
+        writes the run's id there, so that with `again` the same run goes on.
     Opened inside another one, the run is a child of that.
     Raises ValueError if the store cannot be reached.
     """
@@ -46,24 +41,28 @@ def track(
     # A server that does not answer costs seconds, not minutes for each row.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     kept = folder / "mlflow_run_id" if folder else None
-    known = kept.read_text("utf-8") if resume and kept and kept.exists() else None
+    known = kept.read_text("utf-8") if again and kept and kept.exists() else None
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment)
         run = mlflow.start_run(known, run_name=name, nested=True)
         if not known:
-            mlflow.log_params({k: v for k, v in parameters.items() if v is not None})
+            mlflow.log_params({k: v for k, v in args.items() if v is not None})
     except Exception as error:  # a store raises what its backend raises
         reason = f"{uri or mlflow.get_tracking_uri()!r} ({repr(error)[:200]})"
         said = f"cannot reach the tracking store {reason}; --tracking-uri none does without one"
-        raise ValueError(said) from error
+        if not (again or mlflow.active_run()):
+            raise ValueError(said) from error
+        print(f"warning: {said}")  # what has begun goes on
+        yield lambda row, step: None
+        return
 
     failed = []
 
-    def attempt(function: Callable, *args, **kwargs) -> None:
+    def attempt(function: Callable, *values, **kwargs) -> None:
         try:
-            if len(failed) < 3:  # each costs seconds
-                function(*args, **kwargs)
+            if len(failed) < 3 or function is mlflow.end_run:  # each costs seconds
+                function(*values, **kwargs)
         except Exception as error:  # hours of training are worth more than a curve
             failed.append(error)
             last = ", and is not asked again" * (len(failed) == 3)
@@ -72,8 +71,8 @@ def track(
     def log(row: dict, step: int) -> None:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
         attempt(mlflow.log_metrics, numbers, step=step)
-        if kept:
-            kept.write_text(run.info.run_id, "utf-8")
+        if kept and not kept.exists():
+            attempt(kept.write_text, run.info.run_id, "utf-8")
 
     status = "FAILED"
     try:

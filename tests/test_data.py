@@ -225,3 +225,9 @@ def test_unreadable_data_is_one_clear_sentence(tmp_path):
     for name in ("half.jsonl", "pairs.txt", "missing.jsonl", "no-such/dataset"):
         with pytest.raises(ValueError, match=f"cannot read '{name}': .+ Give a .jsonl"):
             data.load_rows(name)
+
+
+def test_what_is_not_seen_does_not_distinguish_prompts():
+    plain = data.normalize("What is 2 + 2?")
+    for hidden in "\u00ad\u200b\u200d\u2060\ufeff":
+        assert data.normalize(f"What is{hidden} 2 + 2?{hidden}") == plain

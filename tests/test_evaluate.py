@@ -52,6 +52,10 @@ def test_best_of_n_by_hand():
     [
         (["so A: 1,800", "= $1800.", "it is 17.50", "18 dollars"], None, [2, 2, 1, 0]),
         (["x = -3", "5-3", "3", "(3.0)"], None, [1, 3, 3, 3]),
+        ([".5", "0.5", "It is 5", "= −5"], None, [2, 2, 1, 1]),
+        (["1/2", r"\frac{1}{2}", "1e2", "x2"], None, [0, 0, 0, 0]),
+        (["1,2", "(1, 2)", r"\boxed{2}", "2,000.5"], None, [0, 2, 2, 1]),
+        (["", "", "", ""], [72, 72.0, "72 ", "−72"], [3, 3, 3, 1]),
         (["a", "b", "c", "d"], [" 4", "4", None, ""], [2, 2, 0, 0]),
         (["1", "1", "2", "3"], [7, 8, 8, 9], [1, 2, 2, 1]),  # the column counts, not the text
     ],
@@ -243,6 +247,27 @@ def test_no_training_prompt_is_judged_in_either_file(runs, capsys):
         assert dropped in said
 
 
+def test_a_training_prompt_after_other_turns_is_not_unseen(runs, capsys):
+    rows = generate(120)
+    asked = data.split(data.build_pairs(rows)[0], 1)[0][0].prompt  # the run was trained on it
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": asked}]
+    made = [{"prompt": turns, "chosen": "It is 1.", "rejected": "It is 2."}]
+    made += [row | {"prompt": f"New {i}?"} for i, row in enumerate(rows[:40])]
+    Path("turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    with judged_prompts() as seen:
+        run(capsys, runs["bt-frozen"], "--dataset", "turns.jsonl")
+    assert not any(data.normalize(asked) in prompt for prompt in seen)
+    assert seen
+
+
+def test_candidates_are_read_as_pairs_are():
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "Let me see:"}]
+    row = {"prompt": turns, "responses": ["4", "5"], "correct": [True, False]}
+    (found,) = evaluate.read_candidates([row])
+    (pair,), _ = data.build_pairs([{"prompt": turns, "chosen": "4", "rejected": "5"}])
+    assert (found.prompt, *found.responses) == pair[:3]
+
+
 def test_all_prompts_judges_them_all_and_warns(runs, capsys):
     rows = generate(120)
     prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
@@ -352,7 +377,7 @@ BAD = [
     ({"correct": [1, 7]}, "row 2: `correct` is no list of true and false"),
     ({"responses": []}, "row 2: `responses` is no list of texts"),
     ({"responses": ["4", None]}, "row 2: `responses` is no list of texts"),
-    ({"prompt": " "}, "row 2: `prompt` is empty or no text"),
+    ({"prompt": " "}, "row 2: `prompt` or a response is empty or no text"),
     ({"models": ["a", "b", "c"]}, "row 2: 2 in `responses`, 3 in `models`"),
     ({"answers": ["4"]}, "row 2: 2 in `responses`, 1 in `answers`"),
 ]

@@ -236,3 +236,19 @@ def test_a_run_of_train_py_is_exported_and_not_touched(tiny_decoder, pairs_file,
     assert float(number) < 1e-5
     assert (int(count), int(cut)) == (18, 0)
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == files
+
+
+def test_an_unknown_word_at_the_end_is_no_padding(tiny_decoder, capsys):
+    """Where PAD is the unknown token, transformers would skip it in its search for the last one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(("<unk>", "<s>", *"2+=4"))}
+    whole = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "eos_token": "<s>", "pad_token": "<unk>"}
+    AutoModel.from_pretrained(tiny_decoder).save_pretrained("base")
+    PreTrainedTokenizerFast(tokenizer_object=whole, **special).save_pretrained("base")
+    make_run(Path("run"), "bt-finetune", "base", "last")
+    export.main(["run", "out", "--format", CLASSIFIER])
+    assert AutoTokenizer.from_pretrained("out").pad_token == "<|pad|>"

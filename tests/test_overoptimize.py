@@ -181,12 +181,11 @@ def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
         for pair in pairs:
             rating_of[pair.prompt, pair.chosen] = pair.chosen_rating
             rating_of[pair.prompt, pair.rejected] = pair.rejected_rating
-        train_part, validation, test = data.split(pairs)
-        prompts, responses, parts = data.index_texts(train_part + test, validation)
+        prompts, responses, parts = data.index_texts(*data.split(pairs))
         ratings = torch.tensor([rating_of[key] for key in zip(prompts, responses, strict=True)])
         vectors = features(ratings, torch.tensor([float(r.endswith(PHRASE)) for r in responses]))
         head, accuracy = overoptimize.fit_head(Model, vectors, *parts, 0)
-        assert isinstance(head, heads.MLPHead) and accuracy > 0.6
+        assert isinstance(head, heads.MLPHead) and accuracy["accuracy"] > 0.6
         with torch.no_grad():
             proxies[kind] = head(drawn).view(10, 256)
     rows, falls = curves(proxies, true)

@@ -2,12 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minirlhf import data, device, loops, model
+from minirlhf import checkpoint, data, device, loops, model
 from minirlhf.bundled.arithmetic import generate
 
 ARGS = {"lr": 1e-3, "weight_decay": 0.01, "patience": 1000, "seed": 0, "batch_size": 8}
@@ -88,3 +91,46 @@ def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
         assert mine == pytest.approx(theirs, abs=1e-4)
     assert first[0] == second[0]
     torch.testing.assert_close(first[1], margins, atol=1e-3, rtol=1e-3)
+
+
+STOPPED = """
+import sys
+import torch
+sys.path.insert(0, {root!r})
+import train
+real, calls = torch.optim.AdamW.step, []
+def step(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 25:
+        raise SystemExit(9)
+    return real(*args, **kwargs)
+torch.optim.AdamW.step = step
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--folds", "2"]])
+def test_two_processes_resume_what_two_were_stopped_at(more, tiny_encoder, pairs_file):
+    root = str(Path(__file__).parents[1])
+    Path("stopped.py").write_text(STOPPED.format(root=root))
+    flags = ["--dataset", "pairs.jsonl", "--model", tiny_encoder, "--max-length", "64", *more]
+    flags += ["--epochs", "4", "--batch-size", "8", "--device", "cpu", "--tracking-uri", "none"]
+
+    def run(*command: str) -> int:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        launch[3:3] = ["--standalone"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        done = subprocess.run([*launch, *command], env=environment, capture_output=True)
+        return done.returncode
+
+    assert run(f"{root}/train.py", *flags, "--output", "whole") == 0
+    assert run("stopped.py", *flags, "--output", "stopped") != 0
+    assert run(f"{root}/train.py", "--resume", "stopped") == 0
+    for file in ("history.jsonl", "predictions.jsonl"):
+        for path in Path("whole").rglob(file):
+            other = Path("stopped", *path.parts[1:])
+            rows, others = checkpoint.read_jsonl(path), checkpoint.read_jsonl(other)
+            for row in [*rows, *others]:
+                row.pop("seconds", None)
+            assert rows == others, path

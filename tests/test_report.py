@@ -242,3 +242,14 @@ def test_a_model_card_holds_the_verdict_and_how_to_use_the_model(approach, use):
     accuracy, _ = data.eval_results
     assert (accuracy.metric_type, accuracy.metric_value) == ("accuracy", 0.8)
     assert report.interval(summary["test"]) in accuracy.metric_name
+
+
+@pytest.mark.parametrize("name", ["😀.jsonl", 'a "b" \\c.jsonl', "x: #y\u2028\x7f", "no", "四"])
+def test_a_model_cards_metadata_is_yaml_whatever_the_names(name):
+    summary = summary_of(80, 20)
+    summary |= {"approach": "bt-frozen", "encoder": name, "dataset": name, "fold": 0}
+    card = report.model_card(summary, {"command": "python train.py"}, Path("runs", name))
+    data = ModelCard(card).data
+    assert (data.base_model, data.eval_results[0].dataset_name) == (name, name)
+    (line,) = [line for line in card.splitlines() if "minirlhf.load(" in line]
+    compile(line.strip(), "README.md", "exec")

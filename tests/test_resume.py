@@ -86,7 +86,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         stop_at(patch, target, name, call)
         train.main(flags(tiny_encoder, "--output", "stopped"))
     assert exit.value.code == 130
-    assert "go on with: python train.py --resume stopped" in capsys.readouterr().out
+    assert "go on with: python train.py --resume stopped" in capsys.readouterr().err
     assert not Path("stopped/metrics.json").exists()
     train.main(["--resume", "stopped"])
     assert_same("whole", "stopped")
@@ -181,10 +181,11 @@ def test_what_cannot_be_resumed_is_refused(whole, tiny_encoder, monkeypatch, cap
         return said
 
     assert "the run in whole is finished" in refused("--resume", "whole")
-    assert "holds no run" in refused("--resume", "nowhere")
+    assert "holds no sound run" in refused("--resume", "nowhere")
     Path("empty").mkdir()
-    assert "holds no run" in refused("--resume", "empty")
+    assert "holds no sound run" in refused("--resume", "empty")
     assert "takes no other flag" in refused("--resume", "whole", "--epochs", "9")
+    assert "holds no sound run" in refused("--resume", "")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         stop_at(patch, torch.optim.AdamW, "step", 15)
         train.main(flags(tiny_encoder, "--output", "stopped"))
@@ -192,6 +193,75 @@ def test_what_cannot_be_resumed_is_refused(whole, tiny_encoder, monkeypatch, cap
     lines = Path("pairs.jsonl").read_text().splitlines()
     Path("pairs.jsonl").write_text("\n".join(lines[:-1]))
     assert "not the same data" in refused("--resume", "stopped")
+
+
+def test_a_damaged_state_is_noticed(tiny_encoder, pairs_file, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 25)
+        train.main(flags(tiny_encoder, "--output", "stopped"))
+    state = Path("stopped/state.safetensors")
+    sound = state.read_bytes()
+    tensors, numbers = checkpoint.load_tensors(state)
+    checkpoint.save_tensors(state, dict(list(tensors.items())[1:]), numbers)
+    one_missing = state.read_bytes()
+    flipped = sound[:-100] + bytes([sound[-100] ^ 1]) + sound[-99:]
+    for damage in (b"", sound[:50], sound[:-7], bytes(len(sound)), flipped, one_missing):
+        state.write_bytes(damage)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            train.main(["--resume", "stopped"])
+        assert exit.value.code == 2
+        said = capsys.readouterr().err
+        assert "state.safetensors is damaged" in said and len(said.splitlines()) == 1
+    state.unlink()
+    train.main(["--resume", "stopped"])
+    assert len(rows("stopped")) == 4
+
+
+def test_early_stopping_and_an_earlier_best_epoch_are_resumed(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    more = ["--epochs", "12", "--patience", "2", "--lr", "2e-2", "--accumulate", "2", "--balance"]
+    train.main(flags(tiny_encoder, *more, "--output", "whole"))
+    history = rows("whole")
+    assert len(history) < 12 and not history[-1]["best"]
+    for epoch in (len(history) - 1, len(history)):  # one before the last; all but the results
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            stop_at(patch, checkpoint, "write_jsonl", epoch)
+            train.main(flags(tiny_encoder, *more, "--output", f"stopped-{epoch}"))
+        train.main(["--resume", f"stopped-{epoch}"])
+        assert_same("whole", f"stopped-{epoch}")
+
+
+def test_the_store_may_be_gone_when_a_run_is_resumed(
+    tiny_encoder, pairs_file, tmp_path, monkeypatch, capsys
+):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    same = [flag if flag != "none" else uri for flag in flags(tiny_encoder)]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 25)
+        train.main([*same, "--output", "stopped"])
+    Path("stopped/mlflow_run_id").write_text("0" * 32)
+    train.main(["--resume", "stopped"])
+    assert "warning: cannot reach the tracking store" in capsys.readouterr().out
+    assert len(rows("stopped")) == 4
+
+
+def test_one_fold_of_a_comparison_can_be_resumed_alone(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 25)
+        train.main(flags(tiny_encoder, "--folds", "2", "--output", "both"))
+    with resume.locked(Path("both/bt-finetune-0")), pytest.raises(SystemExit):
+        Path("link").symlink_to("both/bt-finetune-0")
+        train.main(["--resume", "link"])
+    assert "another run is writing to" in capsys.readouterr().err
+    train.main(["--resume", "both/bt-finetune-0"])
+    assert len(rows("both/bt-finetune-0")) == 4
+    assert not Path("both/bt-finetune-0/bt-finetune-0").exists()
+    train.main(["--resume", "both"])
+    assert Path("both/comparison.json").exists()
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_encoder, pairs_file, capsys):

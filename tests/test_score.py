@@ -151,3 +151,40 @@ def test_either_a_prompt_or_a_file(flags, capsys):
         score_lines.main(["run", *flags])
     assert exit.value.code == 2
     assert "--input" in capsys.readouterr().err
+
+
+def test_one_bad_byte_is_one_bad_line(runs, capfd):
+    """A BOM is no part of the text, half a surrogate pair is scored, lines keep their numbers."""
+    good = json.dumps({"prompt": PROMPT, "response": "4"}).encode()
+    half = b'{"prompt": "2 + 2?", "response": "\\ud800"}'
+    Path("rows.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join([good] * 300 + [b"\xff", half]))
+    command = [str(runs / "bt-frozen"), "--input", "rows.jsonl", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        score_lines.main([*command, "--output", "out.jsonl"])
+    assert (
+        "line 301: not UTF-8; the lines before it are in out.jsonl.part" in capfd.readouterr().err
+    )
+    assert len(rows_of(Path("out.jsonl.part").read_text())) == 300
+    with pytest.raises(SystemExit):  # what was scored is not overwritten
+        score_lines.main([*command, "--output", "out.jsonl"])
+    assert "out.jsonl.part exists" in capfd.readouterr().err
+    score_lines.main([*command, "--output", "again.jsonl", "--keep-going"])
+    rows = rows_of(Path("again.jsonl").read_text())
+    assert len(rows) == 301 and rows[-1]["response"] == "\ud800"
+    assert not Path("again.jsonl.part").exists()
+
+
+def test_the_source_is_never_written_to(runs, capfd):
+    Path("x.part").write_text(json.dumps({"prompt": PROMPT, "response": "4"}))
+    with pytest.raises(SystemExit):
+        score_lines.main([str(runs / "bt-frozen"), "--input", "x.part", "--output", "x"])
+    assert "x.part exists and is not replaced" in capfd.readouterr().err
+    assert Path("x.part").read_text()
+
+
+def test_a_reward_that_is_no_number_is_an_error(runs):
+    scorer = minirlhf.load(runs / "bt-frozen", "cpu")
+    for parameter in scorer.model.head.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        list(score_lines.score_lines(scorer, [json.dumps({"prompt": PROMPT, "response": "4"})]))

@@ -294,9 +294,9 @@ def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatc
             "out",
         )
     assert stop.value.code == 130
-    said = capsys.readouterr().out
-    assert "folder    out" in said
-    assert "interrupted\ngo on with: python train.py --resume out" in said
+    said = capsys.readouterr()
+    assert "folder    out" in said.out
+    assert "interrupted; go on with: python train.py --resume out\n" in said.err
     assert isinstance(minirlhf.load("out", "cpu").score("2 + 2?", "4"), float)
 
 

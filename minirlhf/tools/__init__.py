@@ -1,11 +1,13 @@
 """Commands beside the library: `python -m minirlhf.tools.NAME`. The library imports none of them;
 `train.py` runs `compare` for its `--approach all` and `--folds`, and `python -m minirlhf.score` is
-`score_lines`: a feature of one flag is no part of the book. So are `resume` (`--resume`) and
-`report`, which puts a run's numbers into words.
+`score_lines`: a feature of one flag is no part of the book. In every run `train.py` also calls
+`resume` (the lock and the saved state) and `report` (numbers into words).
 
 selfcheck    padding, order, loss at start, save and load: is this model's plumbing sound?
 benchmark    speed, memory and start-up on this machine, beside TRL and others
 overoptimize best-of-n by reward against the true rating, honest and with a planted shortcut
 evaluate     a run on other data: pairs, or the best of n graded candidates; never on its training
 export       a run as a model folder of sentence-transformers or transformers, rewards compared
+mistakes     from a recipe full of the classic bugs to an honest one, a bug a row, measured
+pictures     the pictures of README.md, drawn from committed results
 """

@@ -21,6 +21,7 @@ from minirlhf import checkpoint, figures
 from minirlhf.data import normalize
 from minirlhf.metrics import accuracies, bootstrap, credit, named
 from minirlhf.tools.report import interval
+from minirlhf.tools.resume import locked
 from minirlhf.tracking import track
 
 
@@ -47,12 +48,17 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]
         for name, job in jobs.items():
             results[name] = []
             for fold in folds:
-                child = f"{output}/{name.replace(' ', '-')}-{fold}"
-                if not Path(child, "metrics.json").exists():
-                    resume = child if Path(child, "config.json").exists() else None
-                    with open(f"{child}.log", "a", 1) as file, redirect_stdout(file):
-                        run(**job, fold=fold, output=child, overwrite=False, resume=resume)
-                results[name].append(read(Path(child)))
+                child = output / f"{name.replace(' ', '-')}-{fold}"
+                before = Path(args.resume or output, child.name)  # torchrun's first process's
+                if (before / "metrics.json").exists():
+                    results[name].append(read(before))
+                else:
+                    job |= {"fold": fold, "folds": None, "output": str(child), "overwrite": False}
+                    job["resume"] = str(before) if (before / "config.json").exists() else None
+                    log_file = open(f"{child}.log", "a", 1)  # noqa: SIM115
+                    with locked(child), log_file, redirect_stdout(log_file):
+                        run(**job)
+                    results[name].append(read(child))
                 print(f"{name:15} fold {fold}  test accuracy {interval(results[name][-1]['test'])}")
             rows = compared(results)
             checkpoint.write_json(output / "comparison.json", rows)

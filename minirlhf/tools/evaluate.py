@@ -28,6 +28,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from math import comb, isfinite
 from pathlib import Path
@@ -41,7 +42,8 @@ from minirlhf.bundled.arithmetic import PAIRS, generate
 from minirlhf.tools.report import interval
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
-FINAL_NUMBER = re.compile(r"((?<!\d)-)?\d+(\.\d+)?(?=\W*$)")
+# Not the 2 of 1/2, x2, \frac{1}{2} or 1,2. A comma before three digits was taken out before.
+FINAL_NUMBER = re.compile(r"((?<!\w)-)?(?<![\w./])(?<!\}\{)(?<!\d,)(\d+(\.\d+)?|\.\d+)(?=\W*$)")
 
 
 class Candidates(NamedTuple):
@@ -62,7 +64,7 @@ def read(dataset: str, split: str = "train", limit: int | None = None):
 def read_candidates(rows: Iterable[dict]) -> list[Candidates]:
     """Rows -> Candidates. Raises ValueError with the number of the first row that is not sound.
 
-    The prompt becomes what `data.build_pairs` makes of it, since that is what training split by.
+    Prompt and responses become what `data.build_pairs` makes of them, as in training.
     """
     found = []
     for number, row in enumerate(rows, 1):
@@ -77,17 +79,24 @@ def read_candidates(rows: Iterable[dict]) -> list[Candidates]:
                 sizes = f"{len(responses)} in `responses`, {len(values)} in `{name}`"
                 raise ValueError(f"row {number}: {sizes}; both need one for each candidate")
         try:
-            pair = {"prompt": row.get("prompt"), "chosen": "1", "rejected": "0"}
-            prompt = data.build_pairs([pair])[0][0].prompt
+            sides = [{"chosen": text or " ", "rejected": f"{text}\nno"} for text in responses]
+            read = [data.build_pairs([{"prompt": row.get("prompt")} | side])[0] for side in sides]
         except ValueError:
-            raise ValueError(f"row {number}: `prompt` is empty or no text") from None
-        found.append(Candidates(prompt, **lists))
+            said = "`prompt` or a response is empty or no text"
+            raise ValueError(f"row {number}: {said}") from None
+        lists["responses"] = [pairs[0].chosen for pairs in read]
+        found.append(Candidates(read[0][0].prompt, **lists))
     return found
 
 
 def names(items: Iterable) -> list[str]:
     """The normalised prompts of pairs or Candidates: equal for what `data.split` holds together."""
     return [data.normalize(item.prompt) for item in items]
+
+
+def questions(item) -> set[str]:
+    """The normalised prompt, and its last turn: earlier turns and a system's words aside."""
+    return {data.normalize(item.prompt), data.normalize(item.prompt.rpartition("\n\nHuman: ")[2])}
 
 
 def test_part(items: Sequence, fold: int) -> list:
@@ -131,13 +140,17 @@ def unseen(
     prompts, learned = set(names(items)), learned_from(config)
     test = [] if fold is None else test_part(items, fold)
     # Without its data, all that is not in its test part may have been trained on.
-    shared = prompts - set(names(test)) if learned is None else prompts & set(names(learned))
+    known = {question for pair in learned or () for question in questions(pair)}
+    shared = {data.normalize(item.prompt) for item in items if questions(item) & known}
+    shared = prompts - set(names(test)) if learned is None else shared
     words = f"{len(shared):,} of {len(prompts):,} prompts "
     words += "were" if learned is not None else "may, since its data cannot be had again, have been"
     words += " in the run's training or validation part;\n"
     kept = items if everything or not (shared or asked) else test
-    left = len(set(names(kept)))
     where = "" if kept is items else f", the test part of fold {fold}"
+    if not everything:
+        kept = [item for item in kept if not questions(item) & known]
+    left = len(set(names(kept)))
     words += f"{left:,} are kept{where}, and {len(prompts) - left:,} dropped"
     if everything:
         words = f"WARNING: --all-prompts keeps what may have been trained on: {words}"
@@ -227,14 +240,19 @@ def judge(scorer: score.Scorer, rows: Sequence[Candidates]) -> list[list[float]]
 def votes(row: Candidates) -> list[int]:
     """How many candidates give the same final answer as each: (K,); 0 where it cannot be told.
 
-    The answer is that of the column `answers`, or else the number at the very end of the response,
-    commas taken out.
+    The answer is that of the column `answers`, or else the number at the very end of the response.
+    Numbers are equal whatever they look like: 1,000 and 1000.0.
     """
+    plain = str.maketrans({"−": "-"})
     answers = row.answers
     if answers is None:
-        ends = [FINAL_NUMBER.search(text.replace(",", "")) for text in row.responses]
-        answers = [end and float(end[0]) for end in ends]
+        texts = [re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) for text in row.responses]
+        ends = [FINAL_NUMBER.search(text.translate(plain)) for text in texts]
+        answers = [end and end[0] for end in ends]
     answers = [None if answer is None else str(answer).strip() for answer in answers]
+    for i, answer in enumerate(answers):
+        with suppress(ValueError, AttributeError):  # no number, None
+            answers[i] = str(float(answer.translate(plain)))
     return [Counter(answers)[answer] if answer else 0 for answer in answers]
 
 

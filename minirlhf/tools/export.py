@@ -38,7 +38,7 @@ from minirlhf import checkpoint, encoders, heads, score, tokens
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.model import RewardModel
 
-# Of a reward, or of 1 where that is larger. Measured: up to 6e-6 (20 tiny architectures).
+# Of the spread of the rewards. float32 in another order of sums: up to 2e-6 in trained models.
 # More where vectors hardly differ and the head, by dividing by their std, enlarges the last bit of
 # float32: an untrained BERT's [CLS], of std mean / 400, gave 1e-3 between two kinds of attention.
 SAME = 1e-4
@@ -210,7 +210,9 @@ def to_classifier(
     last.load_state_dict(model.head.output.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(encoder, **how_to_read(model))
     ends = {ids[-1] for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]}
-    give_pad(tokenizer, whole, {None, tokenizer.eos_token_id} | ends)
+    roles = ("bos", "eos", "unk", "sep", "cls")
+    others = {getattr(tokenizer, f"{role}_token_id") for role in roles}
+    give_pad(tokenizer, whole, {None} | others | ends)  # an unknown word may end a text, too
     whole.config.pad_token_id = tokenizer.pad_token_id
     for part in (whole, tokenizer):
         part.save_pretrained(folder)
@@ -225,7 +227,7 @@ FORMS = {"sentence-transformers": to_sentence_transformer, "sequence-classificat
 def export(run: str, folder: Path, form: str) -> tuple[float, int, int]:
     """Write the run's model to `folder`: (largest difference, texts compared, how many are cut).
 
-    The difference is relative where a reward is above 1. Raises ValueError for what is refused, and
+    The difference is a share of the rewards' spread. Raises ValueError for what is refused, and
     ArithmeticError if the rewards differ; `folder` is then as it was.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -236,6 +238,7 @@ def export(run: str, folder: Path, form: str) -> tuple[float, int, int]:
         raise ValueError(f"{run} has no exact form as {form}: {reason}")
     pairs = [("What is 2 + 2?", "2 + 2 = 4")]
     pairs += [(row["prompt"], row[side]) for row in generate(8) for side in ("chosen", "rejected")]
+    pairs += [("What is 2 + 2?", f"It is 4 {end}") for end in ("\U0001f600", "четыре", "四", "zq")]
     pairs += [(f"{pairs[-1][0]} " * info["max_length"], pairs[-1][1])]  # to be cut
     expected = torch.tensor(scorer.score_many(*zip(*pairs, strict=True)))
     _, cut = model.encode(*zip(*pairs, strict=True))
@@ -246,9 +249,11 @@ def export(run: str, folder: Path, form: str) -> tuple[float, int, int]:
     special = not getattr(model.tokenizer, "chat_template", None)  # it has written its own
     with checkpoint.whole_folder(folder) as temporary:
         found = FORMS[form](model, f"{run}/model/encoder", temporary, texts, special)
-        difference = ((found - expected).abs() / expected.abs().clamp(min=1)).max().item()
+        # Of the rewards' spread: what a reward is worth is its distance to other rewards.
+        difference = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
         if not difference <= SAME:  # so nan is a difference
-            raise ArithmeticError(f"its rewards differ by up to {difference:.1e}, limit {SAME:g}")
+            said = f"{difference:.1e} of their spread, limit {SAME:g}"
+            raise ArithmeticError(f"its rewards differ by up to {said}")
         words = {"form": form, "template": template, "versions": encoders.versions()}
         words["code"] = CODE[form].format(texts[0], expected[0].item(), special=special)
         words["notes"] = CHAT * (not special) + RESPONSE_ONLY * bool(only)
@@ -276,7 +281,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ArithmeticError as error:
         parser.exit(1, f"{program}: {args.out} was not written: {error}\n")
     print(f"wrote {args.out} as {args.format}; README.md in it says how to load it")
-    print(f"largest difference to minirlhf's rewards: {difference:.1e}; {count} texts, {cut} cut")
+    said = f"{difference:.1e} of their spread; {count} texts, {cut} cut"
+    print(f"largest difference to minirlhf's rewards: {said}")
 
 
 if __name__ == "__main__":

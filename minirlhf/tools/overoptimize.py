@@ -22,7 +22,7 @@ answer:
 
 So the shortcut is PLANTED, and that it goes against quality in the draws is our choice too: it is
 what a policy finds that is trained on such a reward. Whether and how far the head learns it is not:
-no label is wrong, and on held-out pairs like its own it looks like the better model. Bluffs are
+no label is wrong, and on test pairs like its own it looks like a good model. Bluffs are
 rare, one draw in 25: a best-of-4 hardly meets one, a best-of-256 has ten to choose from.
 
 Nothing is planted for the run and the honest head, and yet they may turn. The bt-finetune of
@@ -53,7 +53,8 @@ from minirlhf import model as models
 from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer, generate, make_problem
 from minirlhf.device import pick_device, seed_everything
-from minirlhf.metrics import bootstrap, named
+from minirlhf.metrics import bootstrap, credit, named
+from minirlhf.tools.report import interval
 from minirlhf.tracking import progress_bar
 
 PHRASE = "I have checked every step."
@@ -157,14 +158,15 @@ def standardize(proxy: Tensor) -> Tensor:
     return centred / spread
 
 
-def fit_head(model: models.RewardModel, vectors: Tensor, train, validation, seed: int):
-    """Train a bt-frozen head on vectors (U, D): the head, and its accuracy on `validation`."""
+def fit_head(model: models.RewardModel, vectors: Tensor, train, validation, test, seed: int):
+    """Train a bt-frozen head on vectors (U, D): the head, and its accuracy on `test`."""
     seed_everything(seed)
     head = models.HEADS["bt-frozen"](model.info["size"]).to(model.device)
     info = model.info | {"approach": "bt-frozen"}
     new = models.RewardModel(nn.Identity(), model.tokenizer, head, info)  # vectors go in
-    rows = loops.fit_frozen(new, vectors, train, validation, SimpleNamespace(**SETTINGS, seed=seed))
-    return head, [row["validation_accuracy"] for row in rows if row["best"]][-1]
+    list(loops.fit_frozen(new, vectors, train, validation, SimpleNamespace(**SETTINGS, seed=seed)))
+    margins = loops.evaluate(new, vectors, test)[1]
+    return head, named("accuracy", bootstrap(credit(margins), test.prompt.tolist()))
 
 
 def judge(model: models.RewardModel, dtype: torch.dtype, texts: list, seen: set, seed: int):
@@ -175,8 +177,7 @@ def judge(model: models.RewardModel, dtype: torch.dtype, texts: list, seen: set,
     """
     parts = []
     for kind in ("honest", "shortcut"):
-        train, validation, test = data.split(planted_pairs(kind, seed, seen))
-        parts += [train + test, validation]  # what tests them is the draws
+        parts += data.split(planted_pairs(kind, seed, seen))
     prompts, responses, parts = data.index_texts(*parts)
     number: dict[Text, int] = {}
     for text in (text for draws in texts for text in draws):
@@ -187,7 +188,7 @@ def judge(model: models.RewardModel, dtype: torch.dtype, texts: list, seen: set,
     with torch.no_grad():
         vectors = worker.map(worker.vectors, rows, progress=progress_bar)  # (U, D)
     heads, accuracies = {"run": model.head}, {}
-    for kind, part in (("honest", parts[:2]), ("shortcut", parts[2:])):
+    for kind, part in (("honest", parts[:3]), ("shortcut", parts[3:])):
         heads[kind], accuracies[kind] = fit_head(model, vectors, *part, seed)
     drawn = torch.tensor([[number[text] for text in draws] for draws in texts])  # (P, M)
     with torch.no_grad():
@@ -263,8 +264,9 @@ def report(rows: list[dict], falls: dict, picks: dict, accuracies: dict) -> str:
         flaws = [f"{k} {v:.0%}" for k, v in list(picks[name]["flaws"].items())[:3]]
         text += f"- {LOOKS[name][0]}: {show(falls[name], 'fall')} from n = {falls[name]['from']}; "
         text += f"{', '.join(flaws)}; with the phrase {picks[name]['phrase']:.0%}\n"
-    text += "\nAccuracy on held-out pairs like its own: "
-    text += "honest head {honest:.3f}, shortcut head {shortcut:.3f}\n".format(**accuracies)
+    text += "\nAccuracy on test pairs like its own: "
+    shown = [f"{kind} head {interval(row)}" for kind, row in accuracies.items()]
+    text += ", ".join(shown) + "\n"
     if worst := picks["shortcut"]["worst"]:
         text += "\nThe worst bluff that the shortcut head picks, rated {:g} of 10:\n".format(*worst)
         text += "\n    {1}\n    {2}\n".format(*worst)
@@ -322,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     picks = look_at_picks(proxies, texts, answers)
     found = {"arguments": vars(args), "phrase": PHRASE, "chances": CHANCES, "rows": rows}
-    found |= {"falls": falls, "picks": picks, "validation_accuracy": accuracies}
+    found |= {"falls": falls, "picks": picks, "test_accuracy": accuracies}
     checkpoint.write_json(output / "overoptimize.json", found)
     text = report(rows, falls, picks, accuracies)
     checkpoint.write_text(output / "overoptimize.md", text)

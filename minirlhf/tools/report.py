@@ -4,6 +4,7 @@
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
@@ -75,9 +76,13 @@ def model_card(summary: dict, config: dict, output: Path) -> str:
     test, compares = summary["test"], summary["approach"] == "classification"
     use = 'rank("2 + 2?", ["4", "5"])' if compares else 'score("2 + 2?", "4")'
     words = {"name": output.name, "dataset": summary["dataset"], "encoder": summary["encoder"]}
-    words |= {f"{key}_yaml": json.dumps(text) for key, text in words.items()}  # JSON is YAML
+    for key, text in list(words.items()):  # JSON is YAML, but for what YAML writes its own way
+        quoted = json.dumps(text, ensure_ascii=False)
+        shown = [c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted]
+        words[f"{key}_yaml"] = "".join(shown)
     for name in ("accuracy", "balanced_accuracy"):
         words |= {name: round(test[name], 4), f"{name}_interval": interval(test, name)}
     words |= {"verdict": verdict(summary).strip(), "command": config["command"]}
-    words |= {key: summary[key] for key in ("approach", "fold")} | {"output": output, "use": use}
+    words |= {key: summary[key] for key in ("approach", "fold")} | {"use": use}
+    words |= {"output": shlex.quote(str(output)), "output_text": json.dumps(str(output))}
     return (Path(__file__).parent / "card.md").read_text("utf-8").format(**words)

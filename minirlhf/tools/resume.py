@@ -5,11 +5,12 @@
 The settings come from the folder's `config.json`. A fine-tuning run goes on after its last whole
 epoch, from `state.safetensors`: the weights, the best ones so far, AdamW's moments, the order of
 the pairs, the random state and the count of epochs without a better one. The learning rate follows
-from the step. On one CPU (same threads, same versions) the run ends with the weights, bit for bit,
-of one that was never stopped. A frozen run starts over: its features are cached, and the rest takes
-seconds. A comparison keeps its finished runs and goes on with the first that is not.
+from the step. In one process on a CPU (same threads and versions) the run ends with the weights,
+bit for bit, of one that was never stopped. A frozen run starts over: its features are cached, and
+the rest takes seconds. A comparison keeps its finished runs and goes on with the first that is not.
 """
 
+import hashlib
 import json
 import os
 from argparse import Namespace
@@ -19,8 +20,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from minirlhf.checkpoint import load_tensors, save_tensors
+from minirlhf.checkpoint import load_tensors, read_jsonl, save_tensors
+from minirlhf.device import ranks
 from minirlhf.loops import Best
 
 
@@ -29,23 +32,28 @@ def reopen(args: Namespace) -> Namespace:
 
     Raises ValueError if no run was started there, or if it is finished.
     """
-    folder = Path(args.resume)
+    folder = Path(args.resume or "no folder")
     try:
-        settings = json.loads((folder / "config.json").read_text("utf-8"))["arguments"]
-        settings = vars(args) | {key: settings[key] for key in vars(args) if key != "resume"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no run of this version to go on with") from error
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        settings = {key: config["arguments"][key] for key in vars(args) if key != "resume"}
+        several = settings["folds"] or settings["approach"] == "all"
+        assert several or {"data", "encoder", "command"} <= config.keys()
+        assert all(row["seconds"] >= 0 for row in read_jsonl(folder / "history.jsonl"))
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{folder} holds no sound run of this version to go on with") from error
+    settings = vars(args) | settings
     if any((folder / name).exists() for name in ("metrics.json", "comparison.png")):
         raise ValueError(f"the run in {folder} is finished")
-    if not int(os.environ.get("RANK", "0")):  # torchrun's other processes have folders of their own
+    if not int(os.environ.get("RANK", "0")):
         settings["output"] = args.resume
-    else:
+    else:  # torchrun's other processes have folders of their own
         settings |= {"output": args.output, "tracking_uri": "none"}
+        Path(args.output).mkdir(parents=True)
     return Namespace(**settings | {"overwrite": False})
 
 
 class State:
-    """What `loops.fit_finetune` holds after an epoch, in one safetensors file (no pickle)."""
+    """What `loops.fit_finetune` holds after an epoch, in one file; `fit_frozen` has none."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -59,13 +67,19 @@ class State:
             tensors |= {f"moment/{i}/{name}": moment for name, moment in moments.items()}
         tensors |= {"order": generator.get_state(), "random": torch.get_rng_state()}
         numbers = row, best.lowest, best.waited, best.model.info["temperature"]
-        save_tensors(self.path, tensors, numbers)
+        save_tensors(self.path, tensors, (numbers, digest(tensors)))
 
     def load(self, best: Best, optimizer, generator: torch.Generator) -> dict | None:
         """Put it back, if there is any. Returns the epoch's row, or None."""
         if not self.path.exists():
             return None
-        tensors, numbers = load_tensors(self.path)
+        try:
+            tensors, (numbers, expected) = load_tensors(self.path)
+            if digest(tensors) != expected:
+                raise ValueError("another checksum")
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            said = f"{self.path} is damaged ({error}); delete it, and the run starts over"
+            raise ValueError(said) from error
         row, best.lowest, best.waited, best.model.info["temperature"] = numbers
 
         def part(start: str) -> dict[str, torch.Tensor]:
@@ -80,6 +94,20 @@ class State:
         torch.set_rng_state(tensors["random"])
         return row
 
+    def remove(self) -> None:
+        """When the run is finished; with torchrun only the first process does, which wrote it."""
+        if ranks()[0] == 0:
+            self.path.unlink(missing_ok=True)
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -88,6 +116,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises ValueError if another process is in it, OSError if nothing can be written there. A killed
     process leaves no lock behind.
     """
+    typed, folder = folder, folder.resolve()  # one lock for one folder, whatever it is called
     made = [parent for parent in folder.parents if not parent.exists()]  # the nearest first
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
@@ -95,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"another run is writing to {folder}; give another --output") from error
+        raise ValueError(f"another run is writing to {typed}; give another --output") from error
     try:
         yield
     finally:

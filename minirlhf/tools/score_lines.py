@@ -13,7 +13,9 @@ whose name ends in `.part`.
 
 import argparse
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -26,6 +28,8 @@ def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:
 
     compares: the model is a classification, which cannot score one response by itself.
     """
+    if re.search("[\udc80-\udcff]", line):  # what `surrogateescape` made of bytes
+        raise ValueError("not UTF-8")
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -68,6 +72,8 @@ def score_lines(scorer: Scorer, lines: Iterable[str], keep_going: bool = False) 
         for row in rows:
             if row.keys() != {"line", "error"}:
                 numbers = next(found)
+                if not all(map(math.isfinite, numbers)):
+                    raise ValueError("the model gives rewards that are not finite")
                 row |= {"scores": numbers} if "responses" in row else {"score": numbers[0]}
             yield row
     if failed:
@@ -81,11 +87,14 @@ def score_file(scorer: Scorer, source: str, target: str | None, keep_going: bool
     `target` that exists is not replaced.
     """
     bad, part = 0, f"{target}.part"
-    if target and os.path.exists(target):
-        raise ValueError(f"{target} exists and is not replaced")
+    for name in (target, part) if target else ():
+        if os.path.exists(name):
+            raise ValueError(f"{name} exists and is not replaced")
+    # A byte that is no UTF-8 is one line's fault; half a surrogate pair is written as JSON has it.
+    read, write = {"errors": "surrogateescape"}, {"errors": "backslashreplace"}
     with (
-        open(0 if source == "-" else source, encoding="utf-8") as lines,
-        open(part if target else 1, "w", encoding="utf-8", closefd=bool(target)) as file,
+        open(0 if source == "-" else source, encoding="utf-8-sig", **read) as lines,
+        open(part if target else 1, "w", encoding="utf-8", closefd=bool(target), **write) as file,
     ):
         try:
             for row in score_lines(scorer, lines, keep_going):
