@@ -1,16 +1,18 @@
 """README's commands parse, its Python blocks run, and its links lead somewhere."""
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import train
-from minirlhf.tools import score_lines
+from minirlhf.tools import compare, mistakes, pictures, score_lines
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,6 +50,8 @@ def test_tools_commands_parse(command, capsys):
     reason = "no trained model"  # parsed; there is just no run here
     if module.endswith("benchmark"):  # it needs none, and takes minutes
         flags, reason = [*flags, "--dataset", "nowhere.jsonl"], "No such file"
+    if module.endswith("mistakes"):  # the same
+        flags, reason = [*flags, "--model", "no-such/model"], "cannot load the model"
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(module).main(flags)
     assert stop.value.code == 2
@@ -93,3 +97,54 @@ def test_every_flag_in_the_text_exists(capsys):
             command(["--help"])
         helps += capsys.readouterr().out
     assert set(re.findall(r"(--[a-z][a-z-]+)", README)) <= set(re.findall(r"(--[a-z-]+)", helps))
+
+
+RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / ".github/results").iterdir()}
+
+
+def numbers(value) -> Iterator[float]:
+    """Every number in a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from numbers(item)
+    elif isinstance(value, (int, float)):
+        yield abs(value)
+
+
+def test_every_accuracy_in_the_text_was_written_by_a_command():
+    first = RESULTS["first_run"]
+    gap = first["train"]["accuracy"] - first["test"]["accuracy"]
+    known = {f"{number:.3f}" for number in numbers(RESULTS)} | {f"{gap:.3f}", "0.693"}  # ln 2
+    found = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", README))
+    assert len(found) > 50
+    assert found <= known, sorted(found - known)
+
+
+def test_the_tables_are_those_that_were_written():
+    assert compare.table(RESULTS["bundled"]) in README
+    assert "\n".join([mistakes.HEAD, *map(mistakes.show, RESULTS["mistakes"]["rows"])]) in README
+
+
+def test_the_quoted_steps_are_those_of_approaches():
+    source = (ROOT / "minirlhf/approaches.py").read_text()
+    quoted = re.findall(r"```py\n(.*?)```", README, re.S)
+    assert len(quoted) == 4
+    for step, name in zip(
+        quoted, ("regression", "classification", "bt_frozen", "bt_finetune"), strict=True
+    ):
+        assert step.startswith(f"def {name}(")
+        assert step in source
+
+
+def test_readme_is_read_in_half_an_hour():
+    assert len(README.split()) < 5000
+
+
+def test_every_picture_is_drawn_by_the_tools():
+    shown = set(re.findall(r"\]\(\.github/images/(\w+)\.png\)", README))
+    assert shown == {path.stem for path in (ROOT / ".github/images").iterdir()}
+    assert {f"{name}.png" for name in shown - {"overoptimize"}} <= set(
+        re.findall(r"(\w+\.png)", pictures.__doc__)
+    )
