@@ -156,8 +156,8 @@ def settle(args: argparse.Namespace, **changes) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the script. Bad input ends with one sentence on stderr and exit code 2."""
-    args = parse(argv)
     try:
+        args = parse(argv)
         from minirlhf.tools import resume
 
         args = resume.reopen(args) if args.resume is not None else args

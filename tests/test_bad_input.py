@@ -266,7 +266,7 @@ FLAGS = [
     (["--overwrite"], "--overwrite goes with --output FOLDER"),
     (["--output", "thesis.txt"], "thesis.txt exists; give another --output"),
     (["--output", "thesis.txt", "--overwrite"], "thesis.txt is no run folder"),
-    (["--output", "thesis.txt/run"], "File exists: 'thesis.txt'"),
+    (["--output", "thesis.txt/run"], "/thesis.txt'"),
     (["--output", "."], ". exists; give another --output"),
     (["--output", "a" * 300], "File name too long"),
     (["--model", "nowhere/nothing"], "cannot load the model 'nowhere/nothing'"),
