@@ -55,6 +55,8 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]
                 else:
                     job |= {"fold": fold, "folds": None, "output": str(child), "overwrite": False}
                     job["resume"] = str(before) if (before / "config.json").exists() else None
+                    if job["resume"]:  # torchrun's other processes have none yet
+                        child.mkdir(exist_ok=True)
                     log_file = open(f"{child}.log", "a", 1)  # noqa: SIM115
                     with locked(child), log_file, redirect_stdout(log_file):
                         run(**job)
