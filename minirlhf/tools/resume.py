@@ -37,9 +37,11 @@ def reopen(args: Namespace) -> Namespace:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         settings = {key: config["arguments"][key] for key in vars(args) if key != "resume"}
         several = settings["folds"] or settings["approach"] == "all"
-        assert several or {"data", "encoder", "command"} <= config.keys()
-        assert all(row["seconds"] >= 0 for row in read_jsonl(folder / "history.jsonl"))
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        if not several and not {"data", "encoder", "command"} <= config.keys():
+            raise ValueError("config.json is not whole")
+        if not all(row["seconds"] >= 0 for row in read_jsonl(folder / "history.jsonl")):
+            raise ValueError("history.jsonl is not whole")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no sound run of this version to go on with") from error
     settings = vars(args) | settings
     if any((folder / name).exists() for name in ("metrics.json", "comparison.png")):
