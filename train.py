@@ -37,7 +37,7 @@ TUNED = {
     "epochs": (int, 1, 10**6, 100, 3, "passes over the training pairs"),
     "batch_size": (int, 1, 10**6, 64, 32, "pairs in one batch"),
     "accumulate": (int, 1, 10**6, None, 1, "batches in one step, to save memory"),
-    "lr": (float, 0, 10, 1e-3, 1e-4, "AdamW's; in bt-finetune its head's is ten times as high"),
+    "lr": (float, 0, 10, 1e-3, 1e-4, "AdamW's; the highest, where it rises and falls"),
     "weight_decay": (float, 0, 10, 0.1, 0.01, "AdamW's; a head on few pairs overfits"),
     "warmup": (float, 0, 1, None, 0.1, "share of the steps in which the rate rises (Adam's first "
         "steps are badly informed); then it falls to 0"),
@@ -176,7 +176,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from None
     except Exception as error:
         text = str(error)
-        if isinstance(error, MemoryError) or "memory" in text and isinstance(error, RuntimeError):
+        short = "memory" in text or "start new thread" in text  # a thread needs memory, too
+        if isinstance(error, MemoryError) or short and isinstance(error, RuntimeError):
             text = "out of memory; lower --batch-size (raise --accumulate instead) or --max-length"
         elif not isinstance(error, (ValueError, OSError, FloatingPointError, SafetensorError)):
             raise
@@ -231,7 +232,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"data      {args.dataset}")
     for key, value in counts.items():
         print(f"  {key:26} {value}")
-    print("\n" + "\n\n".join(map(data.show, learned[:2])))
+    print("\n" + "\n\n".join(map(report.pair_text, learned[:2])))
 
     # ---- model (model.py) and tokens (tokens.py): each distinct text once
     _, why = encoders.resolve(args.model)
@@ -270,15 +271,7 @@ def run(args: argparse.Namespace) -> None:
     config["encoder"] = {"name": args.model, "source": why, "sha256": weights, "trained": trained}
     config["data"] = counts | {"texts": len(inputs), "texts_cut": cut}
     config |= {"device": f"{device}, {dtype}: {reason}", "versions": encoders.versions()}
-    started = checkpoint.read_json(Path(args.resume) / "config.json") if args.resume else config
-    for key in ("data", "encoder"):
-        if started[key] != config[key]:
-            raise ValueError(f"not the same {key} as when {output} was started")
-    # While they are replaced, the model and the state (weights, best ones, two moments: four times
-    # its size) are there twice.
-    needed = 4 * sum(p.numel() for p in model.parameters()) * (2 if frozen else 10)
-    if shutil.disk_usage(output.parent).free < needed and not args.resume:
-        raise ValueError(f"{output} needs {needed / 1e6:,.0f} MB on this disk, which has less")
+    started = resume.started(args, config, model)
     how = args.tracking_uri, args.experiment, output.name, vars(args), output, bool(args.resume)
     with track(*how) as log:
         if not args.resume:

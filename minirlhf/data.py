@@ -209,13 +209,6 @@ def split(
     return train, validation, test
 
 
-def show(pair: PreferencePair, width: int = 400) -> str:
-    """A pair as text, each part cut to `width` characters."""
-    cut = [" ".join(text.split())[:width] for text in pair[:3]]
-    ratings = ["" if r is None else f"  [rated {r:g}]" for r in pair[3:5]]
-    return f"prompt    {cut[0]}\nchosen    {cut[1]}{ratings[0]}\nrejected  {cut[2]}{ratings[1]}"
-
-
 class Part(NamedTuple):
     """N pairs as tensors: which of the distinct texts each side is, and its rating."""
 

@@ -196,11 +196,10 @@ def cached(
             pass
         origin = f"computed again, since {path} was damaged"
     features, seconds = compute(), time.perf_counter() - start
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
     kept = {"features": features.contiguous(), "seconds": torch.tensor(seconds)}
-    save_file(kept | {"checksum": checksum(features)}, temporary)
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory(dir=folder) as inside:  # gone also if the disk is full
+        save_file(kept | {"checksum": checksum(features)}, f"{inside}/features")
+        os.replace(f"{inside}/features", path)
     return features, seconds, origin
 
 

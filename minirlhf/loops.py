@@ -1,7 +1,7 @@
 """The two training loops, written out.
 
 `fit_frozen` slices a matrix of features that sits on the device: an epoch takes milliseconds.
-`fit_finetune` runs the encoder, warms up and clips: an epoch takes minutes.
+`fit_finetune` points the head, then trains encoder and head: an epoch takes minutes.
 Both are generators that yield a row of numbers after each epoch, so the caller prints, logs and
 saves as it likes. Run to the end, both leave the model with its best weights: those of the epoch
 with the lowest calibrated loss on validation.
@@ -32,9 +32,8 @@ from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
 from minirlhf.tokens import shuffled_batches
 
-# The new head's learning rate, in multiples of the encoder's. The head starts at zero and passes no
-# gradient to the encoder while it is zero: at the encoder's own rate most of an epoch is lost.
-HEAD_LR_FACTOR = 10
+# The root mean square of the margins on the training pairs with which fine-tuning starts.
+FIRST_MARGINS = 0.3
 
 
 def fit_frozen(
@@ -97,11 +96,10 @@ def fit_finetune(
         raise ValueError("this encoder has no dropout layers; leave --dropout out")
     for module in dropouts:
         module.p = args.dropout
-    peaks = (model.encoder, args.lr), (model.head, HEAD_LR_FACTOR * args.lr)
-    groups = [{"params": list(module.parameters()), "peak": peak} for module, peak in peaks]
-    # Rates are set at each step. `fused` is one kernel for all weights, not trusted on mps.
+    weights = [p for p in model.parameters() if p.requires_grad]
+    # The rate is set at each step. `fused` is one kernel for all weights, not trusted on mps.
     how = {"weight_decay": args.weight_decay, "fused": device.type != "mps"}
-    optimizer = torch.optim.AdamW(groups, **how)
+    optimizer = torch.optim.AdamW(weights, **how)
     generator = torch.Generator().manual_seed(args.seed)
     best = Best(model, len(train.prompt))
     row = options.state.load(best, optimizer, generator) if options.state else None
@@ -110,7 +108,8 @@ def fit_finetune(
     # Where the hardware multiplies bfloat16, a copy of the encoder in bfloat16 does the work. The
     # float32 weights learn: most steps are smaller than the gaps between bfloat16 numbers.
     worker = model.in_precision(options.dtype)
-    weights = [p for p in model.parameters() if p.requires_grad]
+    if not row:
+        start_head(worker, rows, train, options.progress)
     copies = [p for p in worker.parameters() if p.requires_grad]
     rank, processes = ranks()
     sizes = torch.tensor([len(row) for row in rows])
@@ -149,8 +148,7 @@ def fit_finetune(
                     raise FloatingPointError(f"no finite gradient {where}; try a lower --lr")
                 norms = []
             done = (epoch - 1 + (i + 0.5) / len(steps)) / args.epochs  # the middle of this step
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * learning_rate_share(done, args.warmup)
+            optimizer.param_groups[0]["lr"] = args.lr * learning_rate_share(done, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
             for weight, copy in zip(weights, copies, strict=True):
@@ -162,6 +160,46 @@ def fit_finetune(
             options.state.save(best, optimizer, generator, row)
         yield row
     model.load_state_dict(best.weights, strict=False)
+
+
+@torch.no_grad()
+def start_head(model: RewardModel, rows: Sequence, train: Part, progress=PLAIN.progress) -> None:
+    """Point the linear head from the rejected to the chosen, as the untrained encoder sees them.
+
+    A dimension's weight is the mean difference of the two over the dimension's variance: Fisher's
+    linear discriminant with a diagonal covariance, scaled to margins of `FIRST_MARGINS`. Of many
+    pairs some 10,000 are read.
+
+    The encoder learns what to show once the head knows what to look for, and the head the other way
+    round; where the head starts at zero or at random, how soon they find each other is chance. To
+    fit it before the encoder moves is the advice of Kumar et al. (2022, linear probing, then
+    fine-tuning, https://arxiv.org/abs/2202.10054).
+
+    Tried on validation (calibrated loss after three epochs, bundled folds 2 and 0): zero 0.560,
+    0.534; random 0.541, -; this with ten times the rate for the head 0.426, -; with one rate for
+    all, as it is now, 0.418, 0.448; with margins of 1 0.437, 0.496; a Bradley-Terry head fitted to
+    the end (ridge 0.03) 0.432, 0.504, with one rate for all 0.427, -. From there, rates of 2e-4 and
+    half of 1e-4: 0.498 and 0.438, -; batches of 16: 0.468, -. Its spread over seeds is unknown.
+    """
+    picked = slice(None, None, len(train.prompt) // 10_000 + 1)
+    texts, pairs = batch(rows, train, picked, model.device)
+    vectors = _vectors(model, texts, progress)  # (U, D)
+    differences = vectors[pairs.chosen] - vectors[pairs.rejected]  # (B, D)
+    direction = (pairs.weight[:, None] * differences).mean(dim=0)
+    direction /= vectors.var(dim=0).clamp(min=1e-6)  # some dimensions hardly vary
+    size = (differences @ direction).square().mean().sqrt()
+    model.head.output.weight.copy_(FIRST_MARGINS * direction / size.clamp(min=1e-9))
+
+
+def _vectors(model: RewardModel, rows: Sequence, progress: Callable) -> Tensor:
+    """The vectors (U, D) of token rows; each of torchrun's processes reads its share."""
+    model.eval()
+    rank, processes = ranks()
+    vectors = torch.zeros(len(rows), model.info["size"], device=model.device)
+    mine = slice(rank, None, processes)
+    vectors[mine] = model.map(model.vectors, rows[mine], progress=progress)
+    sum_over_ranks([vectors])
+    return vectors
 
 
 def learning_rate_share(done: float, warmup: float) -> float:
@@ -227,14 +265,9 @@ def evaluate(
     The loss leaves out margin and label smoothing; the pairs' weights stay in. A classification has
     no rewards: None.
     """
-    model.eval()
     if not isinstance(inputs, Tensor):
         texts, part = batch(inputs, part, slice(None))
-        rank, processes = ranks()
-        inputs = torch.zeros(len(texts), model.info["size"], device=model.device)  # (U, D)
-        mine = slice(rank, None, processes)  # each of torchrun's processes reads its share
-        inputs[mine] = model.map(model.vectors, texts[mine], progress=progress)
-        sum_over_ranks([inputs])
+        inputs = _vectors(model, texts, progress)
     part = Part(*(t.to(inputs.device) for t in part))
     approach = model.info["approach"]
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here

@@ -66,7 +66,8 @@ def track(
         except Exception as error:  # hours of training are worth more than a curve
             failed.append(error)
             last = ", and is not asked again" * (len(failed) == 3)
-            print(f"warning: MLflow did not take it ({str(error)[:200]}){last}; it is in {folder}")
+            where = f"; it is in {folder}" if folder else ""
+            print(f"warning: MLflow did not take it ({str(error)[:200]}){last}{where}")
 
     def log(row: dict, step: int) -> None:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}

@@ -60,7 +60,8 @@ def test_a_sigmoid_bounds_the_margin_and_the_loss():
     assert losses.bradley_terry_loss(head(good), head(bad)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_dropout_makes_two_readings_of_a_text_differ(tiny_encoder):
+def test_dropout_makes_two_readings_of_a_text_differ(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(loops, "start_head", lambda *_: None)  # it finds no direction: all is one
     found = []
     for bugs in ([NAMED["dropout"]], []):
         pairs, model = pairs_and_model(tiny_encoder, 8)

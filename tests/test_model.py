@@ -61,6 +61,28 @@ def test_the_first_loss_is_ln_2(approach, tiny_encoder):
     assert loss.item() == pytest.approx(0.693147, abs=1e-6)
 
 
+def test_fine_tuning_starts_with_a_head_that_points_from_rejected_to_chosen(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    part = part._replace(weight=torch.linspace(0.2, 1.8, 8))
+    loops.start_head(built, token_rows, part)
+    with torch.no_grad():
+        vectors = built.map(built.vectors, token_rows).double()
+    used = vectors[torch.cat([part.chosen, part.rejected]).unique()]
+    gap = vectors[part.chosen] - vectors[part.rejected]
+    expected = sum(w * g for w, g in zip(part.weight, gap, strict=True)) / used.var(dim=0)
+    weight = built.head.output.weight.detach().double().flatten()
+    assert torch.cosine_similarity(weight, expected, dim=0) > 0.9999
+    _, margins, _ = loops.evaluate(built, token_rows, part)
+    assert margins.square().mean().sqrt().item() == pytest.approx(loops.FIRST_MARGINS, rel=1e-4)
+
+
+def test_a_head_finds_no_direction_where_there_is_none(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    same = [token_rows[0]] * len(token_rows)  # as after a cut that leaves all texts the same
+    loops.start_head(built, same, part)
+    assert built.head.output.weight.abs().max() < 1e-2
+
+
 @pytest.mark.parametrize("approach", STEPS)
 def test_same_seed_same_numbers_and_frozen_weights_stay(approach, tiny_encoder):
     runs = []
@@ -78,23 +100,27 @@ def test_same_seed_same_numbers_and_frozen_weights_stay(approach, tiny_encoder):
 
 
 def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder, monkeypatch):
-    # Plain SGD at rate 1 in place of AdamW: one step leaves minus the gradient in the head, whose
-    # weights start at zero. AdamW would leave little more than the gradient's signs.
+    # Plain SGD at rate 1 in place of AdamW: one step moves the head by minus the gradient, from a
+    # start that is the same in both. AdamW would move it by little more than the gradient's signs.
     plain = lambda groups, **_: torch.optim.SGD(groups, lr=1.0)  # noqa: E731
     monkeypatch.setattr(torch.optim, "AdamW", plain)
-    weights = []
+    moves = []
     for batch_size, accumulate in ((8, 1), (3, 100)):  # batches of 3 and less, of unequal size
         built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+        loops.start_head(built, token_rows, part)
+        start = built.head.output.weight.clone()
         settings = {"batch_size": batch_size, "accumulate": accumulate, "lr": 1.0}
         fit(built, token_rows, part, 1, warmup=0.0, clip=1e9, **settings)
-        weights.append(built.head.output.weight.clone())
-    assert weights[0].abs().max() > 1e-3
-    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-4)
+        moves.append(built.head.output.weight - start)
+    assert moves[0].abs().max() > 1e-3
+    torch.testing.assert_close(*moves, atol=1e-6, rtol=1e-4)
 
 
 def test_a_bfloat16_copy_works_and_float32_weights_learn(monkeypatch):
     plain = lambda groups, **_: torch.optim.SGD(groups, lr=1.0)  # noqa: E731
     monkeypatch.setattr(torch.optim, "AdamW", plain)
+    # Both start with the same head; measured by the copy, its own would be a little different.
+    monkeypatch.setattr(loops, "start_head", lambda *_: None)
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
         built, token_rows, part = prepare("bt-finetune", MINILM)

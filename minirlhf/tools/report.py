@@ -1,4 +1,4 @@
-"""What a run has to say, as text: the verdict, the worst mistakes, the model card.
+"""What a run has to say, as text: two pairs, the verdict, the worst mistakes, the model card.
 
 `train.py` puts the numbers of `metrics.py` into words with it.
 """
@@ -11,7 +11,16 @@ from textwrap import indent
 
 from torch import Tensor
 
+from minirlhf.data import PreferencePair
+
 LARGE_GAP = 0.1  # of train over test accuracy, from which on the verdict speaks of overfitting
+
+
+def pair_text(pair: PreferencePair, width: int = 400) -> str:
+    """A pair as text, each part cut to `width` characters."""
+    cut = [" ".join(text.split())[:width] for text in pair[:3]]
+    ratings = ["" if r is None else f"  [rated {r:g}]" for r in pair[3:5]]
+    return f"prompt    {cut[0]}\nchosen    {cut[1]}{ratings[0]}\nrejected  {cut[2]}{ratings[1]}"
 
 
 def interval(row: dict, name: str = "accuracy") -> str:

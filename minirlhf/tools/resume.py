@@ -13,6 +13,7 @@ the rest takes seconds. A comparison keeps its finished runs and goes on with th
 import hashlib
 import json
 import os
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from minirlhf.checkpoint import load_tensors, read_jsonl, save_tensors
+from minirlhf.checkpoint import load_tensors, read_json, read_jsonl, save_tensors
 from minirlhf.device import ranks
 from minirlhf.loops import Best
+from minirlhf.model import RewardModel
 
 
 def reopen(args: Namespace) -> Namespace:
@@ -52,6 +54,27 @@ def reopen(args: Namespace) -> Namespace:
         settings |= {"output": args.output, "tracking_uri": "none"}
         Path(args.output).mkdir(parents=True)
     return Namespace(**settings | {"overwrite": False})
+
+
+def started(args: Namespace, config: dict, model: RewardModel) -> dict:
+    """The `config` with which a run began: the one given, or that of the run that is resumed.
+
+    Raises ValueError if a resumed run would go on with other data or another encoder, or if a new
+    one has no room on the disk.
+    """
+    if args.resume:
+        before = read_json(Path(args.resume) / "config.json")
+        for key in ("data", "encoder"):
+            if before[key] != config[key]:
+                raise ValueError(f"not the same {key} as when {args.output} was started")
+        return before
+    # While they are replaced, the model and the state (weights, best ones, two moments: four times
+    # its size) are there twice.
+    copies = 10 if args.approach == "bt-finetune" else 2
+    needed = 4 * copies * sum(p.numel() for p in model.parameters())
+    if shutil.disk_usage(Path(args.output).parent).free < needed:
+        raise ValueError(f"{args.output} needs {needed / 1e6:,.0f} MB on this disk, which has less")
+    return config
 
 
 class State:
