@@ -166,9 +166,9 @@ def fit_finetune(
 def start_head(model: RewardModel, rows: Sequence, train: Part, progress=PLAIN.progress) -> None:
     """Point the linear head from the rejected to the chosen, as the untrained encoder sees them.
 
-    A dimension's weight is the mean difference of the two over the dimension's variance: Fisher's
-    linear discriminant with a diagonal covariance, scaled to margins of `FIRST_MARGINS`. Of many
-    pairs some 10,000 are read.
+    A dimension's weight is the mean difference of the two over the dimension's variance: a linear
+    discriminant in the manner of Fisher, scaled to margins of `FIRST_MARGINS`. Of many pairs at
+    most 10,000 are read, evenly picked.
 
     The encoder learns what to show once the head knows what to look for, and the head the other way
     round; where the head starts at zero or at random, how soon they find each other is chance. To
@@ -181,9 +181,10 @@ def start_head(model: RewardModel, rows: Sequence, train: Part, progress=PLAIN.p
     the end (ridge 0.03) 0.432, 0.504, with one rate for all 0.427, -. From there, rates of 2e-4 and
     half of 1e-4: 0.498 and 0.438, -; batches of 16: 0.468, -. Its spread over seeds is unknown.
     """
-    picked = slice(None, None, len(train.prompt) // 10_000 + 1)
+    picked = slice(None, None, -(-len(train.prompt) // 10_000))
     texts, pairs = batch(rows, train, picked, model.device)
-    vectors = _vectors(model, texts, progress)  # (U, D)
+    # A vector that is not finite is found in training, with the pairs it belongs to.
+    vectors = _vectors(model, texts, progress).nan_to_num(posinf=0, neginf=0)  # (U, D)
     differences = vectors[pairs.chosen] - vectors[pairs.rejected]  # (B, D)
     direction = (pairs.weight[:, None] * differences).mean(dim=0)
     direction /= vectors.var(dim=0).clamp(min=1e-6)  # some dimensions hardly vary

@@ -76,7 +76,7 @@ def test_fine_tuning_starts_with_a_head_that_points_from_rejected_to_chosen(tiny
     assert margins.square().mean().sqrt().item() == pytest.approx(loops.FIRST_MARGINS, rel=1e-4)
 
 
-def test_a_head_finds_no_direction_where_there_is_none(tiny_encoder):
+def test_a_head_stays_small_where_all_texts_are_one(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
     same = [token_rows[0]] * len(token_rows)  # as after a cut that leaves all texts the same
     loops.start_head(built, same, part)

@@ -39,11 +39,11 @@ def train(encoder, plain=False, **settings):
         torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups, lr=1.0)
     device.seed_everything(0)
     built = model.build("bt-finetune", encoder, max_length=96)
-    torch.nn.init.normal_(built.head.output.weight, std=0.02)
     pairs, _ = data.build_pairs(generate(9))
     prompts, responses, (part,) = data.index_texts(pairs)
     part = part._replace(prompt=torch.arange(9))
     rows, _ = built.encode(prompts, responses)
+    loops.start_head(built, rows, part)  # as the loop will again; the rest is the gradient
     before = {n: p.detach().clone() for n, p in built.named_parameters()}
     args = SimpleNamespace(**(ARGS | settings))
     history = [

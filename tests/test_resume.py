@@ -212,7 +212,7 @@ def test_a_damaged_state_is_noticed(tiny_encoder, pairs_file, monkeypatch, capsy
             train.main(["--resume", "stopped"])
         assert exit.value.code == 2
         said = capsys.readouterr().err
-        assert "state.safetensors is damaged" in said and len(said.splitlines()) == 1
+        assert "state.safetensors cannot be used" in said and len(said.splitlines()) == 1
     state.unlink()
     train.main(["--resume", "stopped"])
     assert len(rows("stopped")) == 4

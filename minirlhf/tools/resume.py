@@ -77,6 +77,9 @@ def started(args: Namespace, config: dict, model: RewardModel) -> dict:
     return config
 
 
+FORMAT = 2  # of the state; raised when what it holds changes
+
+
 class State:
     """What `loops.fit_finetune` holds after an epoch, in one file; `fit_frozen` has none."""
 
@@ -92,18 +95,20 @@ class State:
             tensors |= {f"moment/{i}/{name}": moment for name, moment in moments.items()}
         tensors |= {"order": generator.get_state(), "random": torch.get_rng_state()}
         numbers = row, best.lowest, best.waited, best.model.info["temperature"]
-        save_tensors(self.path, tensors, (numbers, digest(tensors)))
+        save_tensors(self.path, tensors, (FORMAT, numbers, digest(tensors)))
 
     def load(self, best: Best, optimizer, generator: torch.Generator) -> dict | None:
         """Put it back, if there is any. Returns the epoch's row, or None."""
         if not self.path.exists():
             return None
         try:
-            tensors, (numbers, expected) = load_tensors(self.path)
+            tensors, (version, numbers, expected) = load_tensors(self.path)
+            if version != FORMAT:
+                raise ValueError("of another version")
             if digest(tensors) != expected:
                 raise ValueError("another checksum")
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
-            said = f"{self.path} is damaged ({error}); delete it, and the run starts over"
+            said = f"{self.path} cannot be used ({error}); delete it, and the run starts over"
             raise ValueError(said) from error
         row, best.lowest, best.waited, best.model.info["temperature"] = numbers
 

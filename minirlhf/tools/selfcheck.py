@@ -89,7 +89,8 @@ def loss_at_start(scorer: score.Scorer, pairs: list, rows: list) -> Result:
     if scorer.approach == "regression":
         return None, 0.0, "a squared error starts at the ratings' variance, not at ln 2"
     # The step without its loop, which points bt-finetune's head before it trains.
-    new, part = fresh(scorer.model), data.index_texts(pairs)[2][0]
+    new = fresh(scorer.model)
+    part = data.Part(*(t.to(new.device) for t in data.index_texts(pairs)[2][0]))
     loss = STEPS[scorer.approach](new, read(new, rows), part)[0].item()
     return abs(loss - math.log(2)), 1e-5, f"|loss - ln 2|; the loss is {loss:.6f}"
 
