@@ -61,7 +61,7 @@ def test_the_first_loss_is_ln_2(approach, tiny_encoder):
     assert loss.item() == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_fine_tuning_starts_with_a_head_that_points_from_rejected_to_chosen(tiny_encoder):
+def test_fine_tuning_starts_with_a_head_that_points_to_the_chosen(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
     part = part._replace(weight=torch.linspace(0.2, 1.8, 8))
     loops.start_head(built, token_rows, part)

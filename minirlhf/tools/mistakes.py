@@ -3,8 +3,8 @@
     python -m minirlhf.tools.mistakes --output mistakes.json
 
 The first row of the table is the recipe of a public notebook, rebuilt: minirlhf's bt-finetune with
-seven bugs planted, each a few lines below, beside its mend. Each further row mends one more bug,
-and those above it stay mended; the last row has nothing planted: it is minirlhf.
+eight mistakes planted, each a few lines below, beside its mend. Each further row mends one more
+of them, and those above it stay mended; the last row has nothing planted: it is minirlhf.
 
     claimed    the accuracy that the row's recipe reports: counted its way, on its own test part
     true       the same model's on prompts that no row trains on or chooses by, the same in all
@@ -12,7 +12,7 @@ and those above it stay mended; the last row has nothing planted: it is minirlhf
     gain       true minus the true of the row above, paired, with its interval
     caught by  the line of `selfcheck`, or the test, that finds such a bug
 
-Two kinds of bug, two ways to read. A bug of the model (the first four) costs accuracy: its mend
+Two kinds of bug, two ways to read. A bug of the model (the first five) costs accuracy: its mend
 should raise `true`. A bug of the evaluation (the last three) costs honesty: its mend should bring
 `claimed` closer to `true`. A mend is worth what its row says and no more.
 If the interval of `gain` holds 0, the bug was not shown to do harm: in this order, on these data,
@@ -107,6 +107,14 @@ def cut_the_end(prompts: Sequence[str], responses: Sequence[str], tokenizer, max
     return rows, sum(len(row) > max_length for row in whole)
 
 
+def random_head(model: models.RewardModel, *_) -> None:
+    """`nn.Linear`'s own start: the head asks the encoder for something drawn by lot.
+
+    No bug but a habit. Mend: `loops.start_head`, which points it from the rejected to the chosen.
+    """
+    model.head.output.reset_parameters()
+
+
 def split_by_row(pairs: Sequence[data.PreferencePair], fold: int = 0) -> tuple[list, list, list]:
     """70, 10 and 20 % of the rows, by lot: other pairs of most test prompts are in training.
 
@@ -162,6 +170,9 @@ BUGS = (
     Bug("end cut off", "cut the question, not the end of the answer",
         ((tokens, "encode", cut_the_end),),
         "tests/test_tokens.py::test_truncation_cuts_the_question_first_and_keeps_the_end"),
+    Bug("random head", "point the head before the encoder moves",
+        ((loops, "start_head", random_head),),
+        "tests/test_model.py::test_fine_tuning_starts_with_a_head_that_points_to_the_chosen"),
     Bug("split by row", "split by prompt, not by row", ((data, "split", split_by_row),),
         "tests/test_data.py::test_split_is_by_prompt_stable_and_every_prompt_is_tested_once"),
     Bug("batch means", "mean over pairs, ties one half", ((HERE, "accuracy", mean_of_batch_means),),
@@ -231,7 +242,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
             about, judge = trained
             kept = best_on_validation(about["epochs"])
             right = credit(judge(kept))  # (N,) counted as it should be, in every row
-            row = {"name": mended.name if mended else "all seven bugs"}
+            row = {"name": mended.name if mended else "all eight"}
             row |= {"mended": mended.mend if mended else "nothing yet: the notebook's recipe"}
             row |= {"claimed": accuracy(kept["test_margins"])}
         row |= named("true", bootstrap(right, prompts))
