@@ -179,7 +179,7 @@ def start_head(model: RewardModel, rows: Sequence, train: Part, progress=PLAIN.p
     0.534; random 0.541, -; this with ten times the rate for the head 0.426, -; with one rate for
     all, as it is now, 0.418, 0.448; with margins of 1 0.437, 0.496; a Bradley-Terry head fitted to
     the end (ridge 0.03) 0.432, 0.504, with one rate for all 0.427, -. From there, rates of 2e-4 and
-    half of 1e-4: 0.498 and 0.438, -; batches of 16: 0.468, -. Its spread over seeds is unknown.
+    half of 1e-4: 0.498 and 0.438, -; batches of 16: 0.468, -.
     """
     picked = slice(None, None, -(-len(train.prompt) // 10_000))
     texts, pairs = batch(rows, train, picked, model.device)
