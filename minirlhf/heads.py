@@ -6,8 +6,8 @@
 
 Every output layer starts at zero, so an untrained model prefers nothing: the loss of the first
 batch, Bradley-Terry or BCE, is ln 2 = 0.6931 whatever the data. If yours is not, the head is not
-new, a margin is in the loss, or the pairs are weighed (`--balance`). Fine-tuning moves its head
-before the first batch, too (`loops.start_head`).
+new, a margin is in the loss, or the pairs are weighed (`--balance`). Fine-tuning points its
+head before the first batch (`loops.start_head`).
 
 Copy this file alone; it needs torch only. Read next: `losses.py`.
 
