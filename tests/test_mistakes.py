@@ -136,7 +136,7 @@ def test_the_test_part_does_not_choose_the_epoch(tiny_encoder):
     torch.testing.assert_close(kept[0]["test_margins"], -kept[1]["test_margins"])
 
 
-ORIGINALLY = loops.start_head
+START_HEAD = loops.start_head  # before anything is planted
 
 
 def in_place():
@@ -152,7 +152,7 @@ def test_nothing_stays_planted_and_the_last_row_is_the_library_s_own(tiny_encode
     with planted(BUGS[len(BUGS) :]):  # the last row
         after = in_place()
     own = pooling.mean_pool, tokens.map_rows, heads.LinearHead.forward, 0.0
-    own += tokens.encode, ORIGINALLY, data.split, mistakes.accuracy, mistakes.best_on_validation
+    own += tokens.encode, START_HEAD, data.split, mistakes.accuracy, mistakes.best_on_validation
     assert after == list(own)
     margins = torch.tensor([1.0, 0.0, -1.0, 2.0])
     assert mistakes.accuracy(margins) == metrics.bootstrap(metrics.credit(margins), "abcd").estimate

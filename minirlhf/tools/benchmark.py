@@ -160,7 +160,7 @@ def trained(work: Work, times: list, dtype: torch.dtype, loss: float, done: floa
 def ours(work: Work, shared: bool = False) -> Run:
     """`loops.fit_finetune` with the defaults of train.py.
 
-    The pass that starts the head is not counted: it is a third of an epoch's work, once in a run.
+    The pass that starts the head is not counted: it is at most a third of an epoch's work.
     """
     work = work if shared else apart(work)
     part, times, read = work.part, [], []
