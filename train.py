@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -228,7 +229,7 @@ def run(args: argparse.Namespace) -> None:
         said = "{rated} of {pairs} rated, {rating_ties} of them equal".format(**counts)
         raise ValueError(f"too few pairs ({said}); regression and --margin need ratings")
     counts["parts"] = {name: len(part) for name, part in parts.items()} | {"train": len(learned)}
-    counts["near_duplicates"] = data.near_duplicates(learned, test)
+    counts["near_duplicates"] = report.near_duplicates(learned, test)
     print(f"data      {args.dataset}")
     for key, value in counts.items():
         print(f"  {key:26} {value}")
@@ -257,9 +258,9 @@ def run(args: argparse.Namespace) -> None:
         how = f"{device} {dtype} {attention} {model.info['pooling']} {model.encoder} {configs}"
         key = {"weights": weights, "how": how} | encoders.versions()
         worker = model.in_precision(dtype)
-        embed = torch.no_grad()(lambda: worker.map(worker.vectors, rows, progress=progress_bar))
+        embed = torch.no_grad()(partial(worker.map, worker.vectors, progress=progress_bar))
         folder = None if args.no_cache else encoders.cache_folder()
-        features, took, origin = encoders.cached(embed, inputs, folder, **key)
+        features, took, origin = encoders.cached(embed, rows, folder, **key)
         if not origin.startswith("computed"):
             start -= took  # as if nothing had been cached, so that approaches can be compared
         inputs = features.to(device)  # (U, D) takes the place of the U token rows

@@ -28,7 +28,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -68,8 +68,9 @@ class PreferencePair(NamedTuple):
 def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
     """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
 
-    Rows of JSON and CSV are a list; the others are a `datasets.Dataset`, which lies on disk. Raises
-    ValueError, in one sentence, if there is nothing to read.
+    Rows of JSON and CSV come one by one, so that a large file is not held as dictionaries; the
+    others are a `datasets.Dataset`, which lies on disk. Raises ValueError, in one sentence, if
+    there is nothing to read.
     """
     path, kind = Path(dataset), Path(dataset).suffix.lower()
     try:
@@ -94,22 +95,29 @@ def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
         raise ValueError(f"cannot read {dataset!r}: {reason}. Give {expected}") from error
 
 
-def _read_text(path: Path, kind: str) -> list[dict]:
+def _read_text(path: Path, kind: str) -> Iterable[dict]:
     """Rows of a CSV file, where each cell is text, or of JSON: one list, or one object a line.
 
     Not by `datasets`: there a null between JSON rows can end the process (5.2, with pyarrow 25).
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(2**31 - 1)  # a long answer has more than the usual 131,072 characters
-        rows = list(csv.DictReader(file, strict=True)) if kind == ".csv" else []
-        text, place, blank = file.read(), 0, re.compile(r"\s*")  # "" at the end of a CSV file
-    while (place := blank.match(text, place).end()) < len(text):
-        value, place = json.JSONDecoder().raw_decode(text, place)
-        rows += value if isinstance(value, list) else [value]
-    columns = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
+        cells = list(csv.DictReader(file, strict=True)) if kind == ".csv" else []
+        text, blank = file.read(), re.compile(r"\s*")  # "" at the end of a CSV file
+
+    def rows() -> Iterator:
+        yield from cells
+        place = blank.match(text).end()
+        while place < len(text):
+            value, place = json.JSONDecoder().raw_decode(text, place)
+            yield from value if isinstance(value, list) else [value]
+            place = blank.match(text, place).end()
+
+    # Read twice: a row may lack columns that later ones have.
+    columns = dict.fromkeys(name for row in rows() if isinstance(row, dict) for name in row)
     if not columns or None in columns:
         raise ValueError("a row longer than the header" if columns else f"no row like {GOOD_ROW}")
-    return [columns | row if isinstance(row, dict) else columns for row in rows]
+    return (columns | row if isinstance(row, dict) else columns for row in rows())
 
 
 def build_pairs(
@@ -144,7 +152,9 @@ def build_pairs(
     pairs = pairs[:limit]
     rated = [pair for pair in pairs if pair.chosen_rating is not None]
     lengths = [median(len(pair[i]) for pair in pairs) for i in range(3)]
-    digest = hashlib.sha256("".join(map(repr, pairs)).encode())
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr(pair).encode())
     report = {
         "rows": total,
         "pairs": len(pairs),
@@ -251,24 +261,6 @@ def normalize(prompt: str) -> str:
     """A prompt without what does not distinguish it: case, spaces, Unicode forms, the unseen."""
     visible = re.sub(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]", "", prompt)
     return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
-
-
-def near_duplicates(train: Sequence[PreferencePair], other: Sequence[PreferencePair]) -> dict:
-    """How many prompts of `other` share eight words in a row with some training prompt.
-
-    `any` counts one shared 8-gram (a common phrase is enough), `most` those for which at least half
-    of the 8-grams are shared (a reworded copy). Prompts under eight words are compared whole.
-    """
-    known = {gram for prompt in {p.prompt for p in train} for gram in _grams(prompt)}
-    grams = [_grams(prompt) for prompt in {pair.prompt for pair in other}]
-    shares = [len(of_one & known) / len(of_one) for of_one in grams]
-    some, most = sum(share > 0 for share in shares), sum(share >= 0.5 for share in shares)
-    return {"prompts": len(shares), "any": some, "most": most}
-
-
-def _grams(prompt: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", normalize(prompt))
-    return {tuple(words[i : i + 8]) for i in range(max(1, len(words) - 7))}
 
 
 def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:

@@ -13,6 +13,7 @@ Read next: `pooling.py`.
 True
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -138,7 +139,7 @@ def _ways_out(name: str, error: Exception) -> str:
     return f"cannot load the model {name!r} ({reason}). {ways}tokenizer"
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path | str) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -164,43 +165,44 @@ def versions() -> dict[str, str]:
 def cached(
     compute: Callable, rows: Sequence, folder: Path | None = None, **depends_on: str
 ) -> tuple[torch.Tensor, float, str]:
-    """`compute()`, or what an earlier call kept of it: (tensor, seconds, where it is from).
+    """Vectors (U, D) of U token rows: (vectors in float16, seconds, where they are from).
 
-    The seconds are those that computing it took, now or then.
+    compute: token rows (N of them) -> their vectors (N, D); called for 10,000 rows at a time.
+    The seconds are those that computing took, now or in the call that left its result in `folder`.
+    There the vectors are mapped, not read: the system loads what is used and may drop it again, so
+    a large data set needs no more memory than a small one. None: kept in memory, and not on disk.
 
     The file's name is a digest of `depends_on` (weights, pooling, versions ...) and of every token
     id, which stands for texts, template, tokenizer and maximum length at once: another input is
     another file, so nothing can be stale. Written whole or not at all, with a checksum: a damaged
-    file is computed again. `folder=None` keeps nothing.
+    file is computed again.
     """
     start, origin = time.perf_counter(), "computed"
+    pieces = (compute(rows[i : i + 10_000]).half().cpu() for i in range(0, len(rows), 10_000))
     if folder is None:
-        return compute(), time.perf_counter() - start, origin
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    def checksum(features: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(list(hashlib.sha256(features.cpu().numpy()).digest()))
-
+        return torch.cat(list(pieces)), time.perf_counter() - start, origin
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode())
     for row in rows:
         digest.update(array("i", [len(row), *row]).tobytes())
     folder.mkdir(parents=True, exist_ok=True)  # if it cannot be, then before the work
-    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    path = folder / f"{digest.hexdigest()[:32]}.float16"
+    about = path.with_suffix(".sha256")
     if path.is_file():
-        try:
-            kept = load_file(path)
-            if checksum(kept["features"]).equal(kept["checksum"]):
-                return kept["features"], kept["seconds"].item(), str(path)
-        except (SafetensorError, KeyError):
-            pass
         origin = f"computed again, since {path} was damaged"
-    features, seconds = compute(), time.perf_counter() - start
-    kept = {"features": features.contiguous(), "seconds": torch.tensor(seconds)}
-    with tempfile.TemporaryDirectory(dir=folder) as inside:  # gone also if the disk is full
-        save_file(kept | {"checksum": checksum(features)}, f"{inside}/features")
-        os.replace(f"{inside}/features", path)
-    return features, seconds, origin
+        with contextlib.suppress(OSError, ValueError):
+            checksum, seconds = about.read_text().split()
+            if checksum == sha256(path) and float(seconds) >= 0:
+                origin = str(path)
+    if origin != str(path):
+        with tempfile.TemporaryDirectory(dir=folder) as inside:  # gone also if the disk is full
+            with open(f"{inside}/vectors", "wb") as file:
+                file.writelines(piece.numpy().tobytes() for piece in pieces)
+            seconds = time.perf_counter() - start
+            Path(inside, "about").write_text(f"{sha256(file.name)} {seconds}")
+            os.replace(file.name, path)
+            os.replace(f"{inside}/about", about)
+    numbers = torch.from_file(str(path), size=path.stat().st_size // 2, dtype=torch.float16)
+    return numbers.view(len(rows), -1), float(seconds), origin
 
 
 def cache_folder() -> Path:

@@ -47,8 +47,8 @@ def fit_frozen(
     step, device = STEPS[model.info["approach"]], features.device
     train = Part(*(t.to(device) for t in train))
     used = torch.cat([train.chosen, train.rejected])
-    # Some 20,000 texts say as much as all, and all might be copied into much memory.
-    model.head.fit_input(features[used[:: len(used) // 20_000 + 1]])
+    # Some 10,000 texts say as much as all, and all might be copied into much memory.
+    model.head.fit_input(features[used[:: len(used) // 10_000 + 1]])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
     settings = {"lr": args.lr, "weight_decay": args.weight_decay}
@@ -274,7 +274,7 @@ def evaluate(
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
     total, margins, rewards = 0.0, [], []
     # In pieces, so that memory stays flat.
-    for picked in torch.arange(len(part.chosen), device=inputs.device).split(10_000):
+    for picked in torch.arange(len(part.chosen), device=inputs.device).split(1000):
         piece = Part(*(t[picked] for t in part))
         loss, margin = step(model, inputs, piece)
         total += loss.item() * len(picked)

@@ -15,6 +15,7 @@ Copy this file alone; it needs torch only. Read next: `encoders.py`.
 ([[5, 6, 7, 0], [8, 0, 0, 0]], [[1, 1, 1, 0], [1, 0, 0, 0]])
 """
 
+import itertools
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -38,23 +39,24 @@ def encode(
 ) -> tuple[list[array], int]:
     """Token ids of each (prompt, response), at most `max_length` each, and how many were cut.
 
-    `tokenizer` is a `transformers` tokenizer. A row is an `array` of 4-byte integers: a list of
-    Python's own integers would take eight times the memory.
+    `tokenizer` is a `transformers` tokenizer. A row is an `array` of integers of 2 bytes, or 4
+    where the vocabulary is large: a list of Python's own would take many times the memory.
     """
-    pairs = zip(prompts, responses, strict=True)  # half a surrogate pair becomes a question mark
-    texts = [render(*pair, tokenizer).encode(errors="replace").decode() for pair in pairs]
+    kind = "H" if len(tokenizer) < 2**16 else "i"
     # A chat template writes its own special tokens; adding them again would double the first one.
     special = not getattr(tokenizer, "chat_template", None)
     tokenizer.truncation_side = "left"
-    rows = []
-    for start in range(0, len(texts), 1000):
-        batch = tokenizer(texts[start : start + 1000], add_special_tokens=special, verbose=False)
-        rows += [array("i", ids) for ids in batch["input_ids"]]
-    cut = [i for i, ids in enumerate(rows) if len(ids) > max_length]
     fit = {"truncation": True, "max_length": max_length, "add_special_tokens": special}
-    for i in cut:
-        rows[i] = array("i", tokenizer(texts[i], **fit)["input_ids"])
-    return rows, len(cut)
+    pairs, rows, cut = zip(prompts, responses, strict=True), [], 0
+    while thousand := list(itertools.islice(pairs, 1000)):
+        # Half a surrogate pair becomes a question mark.
+        texts = [render(*pair, tokenizer).encode(errors="replace").decode() for pair in thousand]
+        found = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        for text, ids in zip(texts, found, strict=True):
+            if len(ids) > max_length:
+                ids, cut = tokenizer(text, **fit)["input_ids"], cut + 1
+            rows.append(array(kind, ids))
+    return rows, cut
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8) -> tuple[Tensor, Tensor]:

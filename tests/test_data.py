@@ -159,16 +159,6 @@ def test_too_few_prompts_to_split():
         data.split(many(1))
 
 
-def test_near_duplicates_across_parts_are_found():
-    train = [
-        data.PreferencePair("A farmer has ten cows and sells four of them. How many?", "6", "5")
-    ]
-    near = train[0]._replace(prompt="A farmer has ten cows and sells four of them, how much?")
-    far = train[0]._replace(prompt="How many days will nine apples last for three people in all?")
-    assert data.near_duplicates(train, [far]) == {"prompts": 1, "any": 0, "most": 0}
-    assert data.near_duplicates(train, [near, far]) == {"prompts": 2, "any": 1, "most": 1}
-
-
 def test_index_texts_numbers_each_text_once():
     pairs = [data.PreferencePair("q", "a", "b", 2, 1), data.PreferencePair("q", "a", "c")]
     prompts, responses, (part, other) = data.index_texts(pairs, pairs[:1])

@@ -141,7 +141,7 @@ def test_files_give_back_what_was_written(found):
     with open("table.csv", "w", newline="") as file:
         csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
     for name in ("list.json", "lines.jsonl", "table.csv"):
-        assert data.load_rows(name) == rows
+        assert list(data.load_rows(name)) == rows
 
 
 # ---- data.py: the split

@@ -21,6 +21,14 @@ def summary_of(right: int, wrong: int, train: float = 0.8, subsets=None, **more)
     return {"test": test | more, "train": {"accuracy": train}, "baselines": longer}
 
 
+def test_near_duplicates_across_parts_are_found():
+    train = [PreferencePair("A farmer has ten cows and sells four of them. How many?", "6", "5")]
+    near = train[0]._replace(prompt="A farmer has ten cows and sells four of them, how much?")
+    far = train[0]._replace(prompt="How many days will nine apples last for three people in all?")
+    assert report.near_duplicates(train, [far]) == {"prompts": 1, "any": 0, "most": 0}
+    assert report.near_duplicates(train, [near, far]) == {"prompts": 2, "any": 1, "most": 1}
+
+
 def run_of(margins, lengths, prompts, subsets, **more) -> dict:
     """What `train.run` returns of a fold, as far as it is compared."""
     run = {"margins": torch.tensor(margins), "labels": (list(prompts), list(subsets))}

@@ -352,26 +352,31 @@ def minirlhf_loads(run: str) -> bool:
 
 
 def test_a_damaged_cache_is_noticed_said_and_made_again(tmp_path):
-    def compute():
+    def compute(rows):
         return torch.arange(6.0).view(2, 3)
 
     arguments = compute, [[1, 2], [3]], tmp_path / "features"
     assert encoders.cached(*arguments)[2] == "computed"
-    (file,) = (tmp_path / "features").iterdir()
-    assert encoders.cached(*arguments)[2] == str(file)
-    sound = file.read_bytes()
-    for damage in (
-        sound[:-20],  # half-written
-        b"",
-        sound[:-30] + bytes([sound[-30] ^ 1]) + sound[-29:],  # one bit of a feature or the checksum
-        sound.replace(torch.tensor(2.0).numpy().tobytes(), torch.tensor(3.0).numpy().tobytes()),
-    ):
-        assert damage != sound
-        file.write_bytes(damage)
-        features, _, origin = encoders.cached(*arguments)
-        assert torch.equal(features, compute())
-        assert origin == f"computed again, since {file} was damaged"
-        assert encoders.cached(*arguments)[2] == str(file)
+    numbers, checksum = sorted((tmp_path / "features").iterdir())  # .float16 and .sha256
+    assert encoders.cached(*arguments)[2] == str(numbers)
+    for file in (numbers, checksum):
+        sound = file.read_bytes()
+        for damage in (
+            sound[:5],  # half-written
+            b"",
+            b"\xff" * 20,
+            sound + b"..",
+            sound[1:],
+            bytes([sound[0] ^ 1]) + sound[1:],  # one bit
+            None,
+        ):
+            assert damage != sound
+            file.unlink() if damage is None else file.write_bytes(damage)
+            features, _, origin = encoders.cached(*arguments)
+            assert torch.equal(features.float(), compute([]))
+            gone = damage is None and file == numbers
+            assert origin == "computed" + ("" if gone else f" again, since {numbers} was damaged")
+            assert encoders.cached(*arguments)[2] == str(numbers)
 
 
 def test_a_server_that_dies_costs_a_warning(tmp_path, monkeypatch, capsys):

@@ -36,8 +36,8 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -55,6 +55,7 @@ from minirlhf import model as models
 from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import pick_device, seed_everything
+from minirlhf.tools.report import near_duplicates
 
 # fmt: off
 # train.py's defaults (a test compares them), but for the epochs.
@@ -286,7 +287,8 @@ def timed(function: Callable, work: Work, unit="texts/s", dtype=None, count=None
 @torch.no_grad()
 def vectors(model: models.RewardModel, work: Work) -> Tensor:
     """Features (U, D) as train.py makes them."""
-    return model.map(model.vectors, model.encode(work.prompts, work.responses)[0])
+    rows, _ = model.encode(work.prompts, work.responses)
+    return encoders.cached(partial(model.map, model.vectors), rows)[0]
 
 
 @torch.no_grad()
@@ -322,7 +324,10 @@ def embed(work: Work) -> dict[str, Callable]:
 
 
 def frozen(work: Work) -> dict[str, Callable]:
-    """Ten epochs of bt-frozen as train.py runs them without a cache, and as the notebook did."""
+    """Ten epochs of bt-frozen as train.py runs them without a cache, and as the notebook did.
+
+    On ten times `--pairs`: of few, what a run costs beyond its texts would count too much.
+    """
     model = work.build("bt-frozen")
     worker = model.in_precision(work.dtype)
 
@@ -389,6 +394,18 @@ def starting() -> dict[str, Callable]:
 # ---- memory: each number is from a process of its own
 
 
+def watch(seen: list[float]) -> None:
+    """A hundred times a second, append how much memory, in MB, this process alone takes.
+
+    Pages of mapped files are not in it: the system may drop them, and reads them again if need be.
+    Linux only; elsewhere `seen` stays empty.
+    """
+    while (status := Path("/proc/self/status")).exists():
+        (line,) = (line for line in status.read_text().splitlines() if "RssAnon" in line)
+        seen.append(int(line.split()[1]) * 1024 / 1e6)
+        time.sleep(0.01)
+
+
 def peak(device: torch.device) -> float:
     """Largest memory so far, in MB: of the process, or on a GPU of its tensors.
 
@@ -413,12 +430,15 @@ def peak_of_training(name: str, args: argparse.Namespace) -> float:
     return math.nan if run and math.isnan(run.value) else peak(work.device)
 
 
-def peak_of_frozen(count: int, args: argparse.Namespace) -> float:
+def peak_of_frozen(about: tuple[int, bool], args: argparse.Namespace) -> float:
     """Of bt-frozen from file to trained head, with all that train.py holds on the way.
 
-    Texts are bundled ones with a number each, so none is shared. Features are random, and after
-    the first 1000 texts the token rows are copies: neither changes how much is held.
+    about: how many pairs; True for all memory, False for what `watch` sees.
+    Texts are bundled ones with a number each, so none is shared. Features are random, which does
+    not change how much is held.
     """
+    (count, whole), seen = about, []
+    threading.Thread(target=watch, args=(seen,), daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported
         work = prepare(args, pairs=1, dataset="arithmetic")
@@ -429,18 +449,18 @@ def peak_of_frozen(count: int, args: argparse.Namespace) -> float:
                 out.write(json.dumps(row | {"prompt": f"{i}. {row['prompt']}"}) + "\n")
         pairs, _ = data.build_pairs(data.load_rows(str(file)))
         train, validation, test = data.split(pairs)
-        data.near_duplicates(train, test)
+        near_duplicates(train, test)
         prompts, responses, parts = data.index_texts(pairs, train, validation, test)
         model = work.build("bt-frozen")
-        first, _ = model.encode(prompts[:1000], responses[:1000])
-        rows = [array("i", first[i % len(first)]) for i in range(len(prompts))]
-        features = torch.rand(len(rows), model.info["size"], device=work.device)
+        rows, _ = model.encode(prompts, responses)
+        random = lambda some: torch.rand(len(some), model.info["size"])  # noqa: E731
+        features, *_ = encoders.cached(random, rows, Path(folder) / "features")
         settings = SimpleNamespace(**FROZEN | {"epochs": 1})
-        list(loops.fit_frozen(model, features, *parts[1:3], settings))
-        return peak(work.device)
+        list(loops.fit_frozen(model, features.to(work.device), *parts[1:3], settings))
+        return peak(work.device) if whole else max(seen, default=math.nan)
 
 
-def in_child(function: Callable, about: str | int, args: argparse.Namespace) -> Run:
+def in_child(function: Callable, about: str | tuple, args: argparse.Namespace) -> Run:
     """`function(about, args)` in a fresh interpreter."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -454,12 +474,14 @@ def memory(args: argparse.Namespace) -> list[dict]:
     """A row for each peak, measured once, and for what the last step in pairs adds."""
     found = {name: partial(in_child, peak_of_training, name) for name in TRAINING}
     found["imports, model and pairs alone"] = partial(in_child, peak_of_training, "")
-    sizes = {f"frozen, {n:,} pairs": partial(in_child, peak_of_frozen, n) for n in FROZEN_PAIRS}
-    rows = in_turns("memory", found, args) + in_turns("memory", sizes, args)
-    if rows[-1]["median"] and rows[-2]["median"]:
-        more = Run(rows[-1]["median"] - rows[-2]["median"], "MB more")
-        name = "frozen, from {:,} to {:,} pairs".format(*FROZEN_PAIRS[-2:])
-        rows += in_turns("memory", {name: lambda _: more}, args)
+    rows = in_turns("memory", found, args)
+    for kind, whole in (("frozen", True), ("frozen, mapped features aside", False)):
+        peaks = {n: partial(in_child, peak_of_frozen, (n, whole)) for n in FROZEN_PAIRS}
+        rows += in_turns("memory", {f"{kind}, {n:,} pairs": p for n, p in peaks.items()}, args)
+        if rows[-1]["median"] and rows[-2]["median"]:
+            more = Run(rows[-1]["median"] - rows[-2]["median"], "MB more")
+            name = "{}, from {:,} to {:,} pairs".format(kind, *FROZEN_PAIRS[-2:])
+            rows += in_turns("memory", {name: lambda _, more=more: more}, args)
     return rows
 
 
@@ -562,7 +584,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = in_turns(name, starting(), None, max(args.repeats, 5))
         else:
             ceiling = {} if name == "frozen" else products
-            found = in_turns(name, section(work) | ceiling, work, args.repeats, warm)
+            large = prepare(args, pairs=10 * args.pairs) if name == "frozen" else work
+            found = in_turns(name, section(large) | ceiling, large, args.repeats, warm)
         print("\n".join(map(line, found)), flush=True)
         rows += found
     if noisy := [f"{row['section']}: {row['name']}" for row in rows if is_noisy(row)]:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from minirlhf import checkpoint, data, loops, metrics, score
 from minirlhf.bundled.arithmetic import PAIRS, generate
-from minirlhf.tools.report import interval
+from minirlhf.tools.report import interval, near_duplicates
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
 # Not the 2 of 1/2, x2, \frac{1}{2} or 1,2. A comma before three digits was taken out before.
@@ -158,7 +158,7 @@ def unseen(
         raise ValueError(f"no prompt is left: {words}; --all-prompts would judge them all the same")
     counts = {"fold": fold, "prompts": len(prompts), "kept": left, "maybe_trained_on": len(shared)}
     if learned:  # reworded copies, which the split does not see
-        counts["near_duplicates"] = data.near_duplicates(learned, kept)
+        counts["near_duplicates"] = near_duplicates(learned, kept)
         words += "; half or more of the 8-word runs in {most:,} of the kept are in training too"
         words = words.format(**counts["near_duplicates"])
     return kept, counts, words
@@ -326,10 +326,10 @@ def evaluate(args: argparse.Namespace) -> dict:
     """What the command does once its flags are read; all the numbers. Raises ValueError."""
     scorer, file = score.load(args.run, args.device), Path(args.run) / "config.json"
     config = checkpoint.read_json(file) if file.is_file() else {}
-    rows = read(args.dataset, args.split)
-    columns = next(iter(rows), {}).keys()
-    if not columns:
+    rows = iter(read(args.dataset, args.split))
+    if not (columns := next(rows, {})):
         raise ValueError(f"{args.dataset} has no rows")
+    rows = chain([columns], rows)
     if "responses" in columns and "chosen" not in columns:
         items, judged = read_candidates(rows), evaluate_candidates
     else:

@@ -1,9 +1,10 @@
-"""What a run has to say, as text: two pairs, the verdict, the worst mistakes, the model card.
+"""What a run has to say: two pairs, near duplicates, the verdict, the worst mistakes, a card.
 
 `train.py` puts the numbers of `metrics.py` into words with it.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,39 @@ from textwrap import indent
 
 from torch import Tensor
 
-from minirlhf.data import PreferencePair
+from minirlhf import data
 
 LARGE_GAP = 0.1  # of train over test accuracy, from which on the verdict speaks of overfitting
 
 
-def pair_text(pair: PreferencePair, width: int = 400) -> str:
+def pair_text(pair: data.PreferencePair, width: int = 400) -> str:
     """A pair as text, each part cut to `width` characters."""
     cut = [" ".join(text.split())[:width] for text in pair[:3]]
     ratings = ["" if r is None else f"  [rated {r:g}]" for r in pair[3:5]]
     return f"prompt    {cut[0]}\nchosen    {cut[1]}{ratings[0]}\nrejected  {cut[2]}{ratings[1]}"
+
+
+def near_duplicates(
+    train: Sequence[data.PreferencePair], other: Sequence[data.PreferencePair]
+) -> dict:
+    """How many prompts of `other` share eight words in a row with some training prompt.
+
+    `any` counts one shared 8-gram (a common phrase is enough), `most` those for which at least half
+    of the 8-grams are shared (a reworded copy). Prompts under eight words are compared whole.
+    """
+    grams = [_grams(prompt) for prompt in {pair.prompt for pair in other}]
+    asked = set().union(*grams)
+    known = {gram for prompt in {p.prompt for p in train} for gram in _grams(prompt) & asked}
+    shares = [len(of_one & known) / len(of_one) for of_one in grams]
+    some, most = sum(share > 0 for share in shares), sum(share >= 0.5 for share in shares)
+    return {"prompts": len(shares), "any": some, "most": most}
+
+
+def _grams(prompt: str) -> set[int]:
+    words = re.findall(
+        r"\w+", data.normalize(prompt)
+    )  # by their hashes: the words take ten times that
+    return {hash(tuple(words[i : i + 8])) for i in range(max(1, len(words) - 7))}
 
 
 def interval(row: dict, name: str = "accuracy") -> str:
