@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
     settings = args.pooling, args.max_length, attention, device
     model = models.build(args.approach, args.model, *settings)
     frozen = args.approach != "bt-finetune"
-    weights = encoders.fingerprint(model.encoder)
+    weights = encoders.fingerprint(model.encoder.state_dict())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\nencoder   {args.model} ({why})")
     print(f"model     pooling: {model.info['pooling']}; {trained:,} parameters are trained")

@@ -68,9 +68,9 @@ class PreferencePair(NamedTuple):
 def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
     """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
 
-    Rows of JSON and CSV come one by one, so that a large file is not held as dictionaries; the
-    others are a `datasets.Dataset`, which lies on disk. Raises ValueError, in one sentence, if
-    there is nothing to read.
+    Rows of JSON and CSV come one by one and once, so that JSON lines are not all held as
+    dictionaries; the others are a `datasets.Dataset`, which lies on disk. Raises ValueError, in one
+    sentence, if there is nothing to read.
     """
     path, kind = Path(dataset), Path(dataset).suffix.lower()
     try:
@@ -107,11 +107,10 @@ def _read_text(path: Path, kind: str) -> Iterable[dict]:
 
     def rows() -> Iterator:
         yield from cells
-        place = blank.match(text).end()
-        while place < len(text):
+        place = 0
+        while (place := blank.match(text, place).end()) < len(text):
             value, place = json.JSONDecoder().raw_decode(text, place)
             yield from value if isinstance(value, list) else [value]
-            place = blank.match(text, place).end()
 
     # Read twice: a row may lack columns that later ones have.
     columns = dict.fromkeys(name for row in rows() if isinstance(row, dict) for name in row)

@@ -145,10 +145,10 @@ def sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """Hex digest of a model's weights, by name and value, wherever they were loaded from."""
+def fingerprint(weights: dict[str, torch.Tensor]) -> str:
+    """Hex digest of a `state_dict`, by name and value, wherever it was loaded from."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         if "pooler." in name:  # not read, and random where the published weights lack it
             continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -165,12 +165,12 @@ def versions() -> dict[str, str]:
 def cached(
     compute: Callable, rows: Sequence, folder: Path | None = None, **depends_on: str
 ) -> tuple[torch.Tensor, float, str]:
-    """Vectors (U, D) of U token rows: (vectors in float16, seconds, where they are from).
+    """Vectors (U, D) of U token rows: (vectors in float32, seconds, where they are from).
 
     compute: token rows (N of them) -> their vectors (N, D); called for 10,000 rows at a time.
     The seconds are those that computing took, now or in the call that left its result in `folder`.
-    There the vectors are mapped, not read: the system loads what is used and may drop it again, so
-    a large data set needs no more memory than a small one. None: kept in memory, and not on disk.
+    The vectors are mapped from the file there: the system loads what is used and may drop it again,
+    so they need no memory of the process. None: kept in memory, and not on disk.
 
     The file's name is a digest of `depends_on` (weights, pooling, versions ...) and of every token
     id, which stands for texts, template, tokenizer and maximum length at once: another input is
@@ -178,14 +178,14 @@ def cached(
     file is computed again.
     """
     start, origin = time.perf_counter(), "computed"
-    pieces = (compute(rows[i : i + 10_000]).half().cpu() for i in range(0, len(rows), 10_000))
+    pieces = (compute(rows[i : i + 10_000]).float().cpu() for i in range(0, len(rows), 10_000))
     if folder is None:
         return torch.cat(list(pieces)), time.perf_counter() - start, origin
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode())
     for row in rows:
         digest.update(array("i", [len(row), *row]).tobytes())
     folder.mkdir(parents=True, exist_ok=True)  # if it cannot be, then before the work
-    path = folder / f"{digest.hexdigest()[:32]}.float16"
+    path = folder / f"{digest.hexdigest()[:32]}.float32"
     about = path.with_suffix(".sha256")
     if path.is_file():
         origin = f"computed again, since {path} was damaged"
@@ -199,9 +199,9 @@ def cached(
                 file.writelines(piece.numpy().tobytes() for piece in pieces)
             seconds = time.perf_counter() - start
             Path(inside, "about").write_text(f"{sha256(file.name)} {seconds}")
-            os.replace(file.name, path)
             os.replace(f"{inside}/about", about)
-    numbers = torch.from_file(str(path), size=path.stat().st_size // 2, dtype=torch.float16)
+            os.replace(file.name, path)
+    numbers = torch.from_file(str(path), size=path.stat().st_size // 4)
     return numbers.view(len(rows), -1), float(seconds), origin
 
 

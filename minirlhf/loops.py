@@ -47,7 +47,7 @@ def fit_frozen(
     step, device = STEPS[model.info["approach"]], features.device
     train = Part(*(t.to(device) for t in train))
     used = torch.cat([train.chosen, train.rejected])
-    # Some 10,000 texts say as much as all, and all might be copied into much memory.
+    # At most 10,000 texts: they say as much as all, and all might be copied into much memory.
     model.head.fit_input(features[used[:: len(used) // 10_000 + 1]])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
@@ -197,8 +197,10 @@ def _vectors(model: RewardModel, rows: Sequence, progress: Callable) -> Tensor:
     model.eval()
     rank, processes = ranks()
     vectors = torch.zeros(len(rows), model.info["size"], device=model.device)
-    mine = slice(rank, None, processes)
-    vectors[mine] = model.map(model.vectors, rows[mine], progress=progress)
+    for start in range(0, len(rows), 10_000):  # in pieces, so that memory stays flat
+        mine = slice(start + rank, start + 10_000, processes)
+        if rows[mine]:
+            vectors[mine] = model.map(model.vectors, rows[mine], progress=progress)
     sum_over_ranks([vectors])
     return vectors
 

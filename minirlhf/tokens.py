@@ -39,10 +39,9 @@ def encode(
 ) -> tuple[list[array], int]:
     """Token ids of each (prompt, response), at most `max_length` each, and how many were cut.
 
-    `tokenizer` is a `transformers` tokenizer. A row is an `array` of integers of 2 bytes, or 4
-    where the vocabulary is large: a list of Python's own would take many times the memory.
+    `tokenizer` is a `transformers` tokenizer. A row is an `array` of integers of 2 bytes, or of 4
+    where an id needs them: a list of Python's own would take many times the memory.
     """
-    kind = "H" if len(tokenizer) < 2**16 else "i"
     # A chat template writes its own special tokens; adding them again would double the first one.
     special = not getattr(tokenizer, "chat_template", None)
     tokenizer.truncation_side = "left"
@@ -55,7 +54,7 @@ def encode(
         for text, ids in zip(texts, found, strict=True):
             if len(ids) > max_length:
                 ids, cut = tokenizer(text, **fit)["input_ids"], cut + 1
-            rows.append(array(kind, ids))
+            rows.append(array("H" if max(ids, default=0) < 2**16 else "i", ids))
     return rows, cut
 
 

@@ -134,3 +134,16 @@ def test_two_processes_resume_what_two_were_stopped_at(more, tiny_encoder, pairs
             for row in [*rows, *others]:
                 row.pop("seconds", None)
             assert rows == others, path
+
+
+def test_a_process_without_a_text_evaluates_along(tiny_encoder, monkeypatch):
+    reward = model.build("bt-finetune", tiny_encoder, max_length=64).eval()
+    rows, _ = reward.encode(["2 + 2?"] * 3, ["4", "5", "6"])
+    alone = reward.map(reward.vectors, rows)
+    monkeypatch.setattr(loops, "sum_over_ranks", lambda tensors: None)
+    shares = []
+    for rank in range(5):  # more than there are texts
+        monkeypatch.setattr(loops, "ranks", lambda rank=rank: (rank, 5))
+        shares.append(loops._vectors(reward, rows, lambda batches, name: batches))
+    assert [int(share.any()) for share in shares] == [1, 1, 1, 0, 0]
+    torch.testing.assert_close(sum(shares), alone)

@@ -97,3 +97,13 @@ def test_texts_of_like_length_go_together_and_save_padding():
     assert sorted(i for batch in batches for i in batch) == list(range(60))
     waste = sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
     assert waste < 1.2  # in one forward of all 60 texts it is about 2
+
+
+def test_an_id_beyond_two_bytes_is_kept():
+    class Tokenizer:
+        def __call__(self, texts, **_):
+            return {"input_ids": [[1, 2], [1, 70_000]]}
+
+    rows, _ = tokens.encode(["a", "b"], ["c", "d"], Tokenizer(), max_length=8)
+    assert [list(row) for row in rows] == [[1, 2], [1, 70_000]]
+    assert tokens.pad(rows, 0, multiple=1)[0].tolist() == [[1, 2], [1, 70_000]]

@@ -255,7 +255,7 @@ def test_features_of_another_pooling_are_not_taken_for_these(tiny_encoder, pairs
         ["--no-cache"],
     ):
         run(*flags, *more)
-        origins.append(".float16" in capsys.readouterr().out)
+        origins.append(".float32" in capsys.readouterr().out)
     assert origins == [False, False, True, False]
 
 

@@ -34,6 +34,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -338,7 +339,8 @@ def frozen(work: Work) -> dict[str, Callable]:
     few = min(FEW, len(work.prompts))  # its head's training is left out
     how = {"count": few, "times": FROZEN["epochs"] * 2 * len(work.part.chosen) / few}
     again = partial(timed, partial(one_by_one, model), unit="s", **how)
-    found = {"one pass of embedding": partial(timed, partial(vectors, worker), unit="s")}
+    once = f"one pass of embedding, {len(work.prompts):,} texts"
+    found = {once: partial(timed, partial(vectors, worker), unit="s")}
     found["features once, ten epochs"] = partial(timed, whole, unit="s")
     return found | {f"notebook: embedded in each epoch (scaled up from {few} texts)": again}
 
@@ -394,16 +396,17 @@ def starting() -> dict[str, Callable]:
 # ---- memory: each number is from a process of its own
 
 
-def watch(seen: list[float]) -> None:
+def watch(seen: list[float], done: threading.Event) -> None:
     """A hundred times a second, append how much memory, in MB, this process alone takes.
 
     Pages of mapped files are not in it: the system may drop them, and reads them again if need be.
     Linux only; elsewhere `seen` stays empty.
     """
-    while (status := Path("/proc/self/status")).exists():
-        (line,) = (line for line in status.read_text().splitlines() if "RssAnon" in line)
-        seen.append(int(line.split()[1]) * 1024 / 1e6)
-        time.sleep(0.01)
+    status = Path("/proc/self/status")
+    while status.exists() and not done.wait(0.01):
+        if not (found := re.search(r"RssAnon:\s+(\d+)", status.read_text())):
+            break  # a system that only looks like Linux
+        seen.append(int(found[1]) * 1024 / 1e6)
 
 
 def peak(device: torch.device) -> float:
@@ -430,15 +433,15 @@ def peak_of_training(name: str, args: argparse.Namespace) -> float:
     return math.nan if run and math.isnan(run.value) else peak(work.device)
 
 
-def peak_of_frozen(about: tuple[int, bool], args: argparse.Namespace) -> float:
+def peak_of_frozen(count: int, args: argparse.Namespace) -> float:
     """Of bt-frozen from file to trained head, with all that train.py holds on the way.
 
-    about: how many pairs; True for all memory, False for what `watch` sees.
-    Texts are bundled ones with a number each, so none is shared. Features are random, which does
-    not change how much is held.
+    On a CPU under Linux without the features, which lie in a mapped file (`watch`). Texts are
+    bundled ones with a number each, so none is shared. Features are random, which does not change
+    how much is held.
     """
-    (count, whole), seen = about, []
-    threading.Thread(target=watch, args=(seen,), daemon=True).start()
+    seen, done = [], threading.Event()
+    threading.Thread(target=watch, args=(seen, done), daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported
         work = prepare(args, pairs=1, dataset="arithmetic")
@@ -457,10 +460,11 @@ def peak_of_frozen(about: tuple[int, bool], args: argparse.Namespace) -> float:
         features, *_ = encoders.cached(random, rows, Path(folder) / "features")
         settings = SimpleNamespace(**FROZEN | {"epochs": 1})
         list(loops.fit_frozen(model, features.to(work.device), *parts[1:3], settings))
-        return peak(work.device) if whole else max(seen, default=math.nan)
+        done.set()
+        return max(seen) if seen and work.device.type == "cpu" else peak(work.device)
 
 
-def in_child(function: Callable, about: str | tuple, args: argparse.Namespace) -> Run:
+def in_child(function: Callable, about: str | int, args: argparse.Namespace) -> Run:
     """`function(about, args)` in a fresh interpreter."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -474,14 +478,12 @@ def memory(args: argparse.Namespace) -> list[dict]:
     """A row for each peak, measured once, and for what the last step in pairs adds."""
     found = {name: partial(in_child, peak_of_training, name) for name in TRAINING}
     found["imports, model and pairs alone"] = partial(in_child, peak_of_training, "")
-    rows = in_turns("memory", found, args)
-    for kind, whole in (("frozen", True), ("frozen, mapped features aside", False)):
-        peaks = {n: partial(in_child, peak_of_frozen, (n, whole)) for n in FROZEN_PAIRS}
-        rows += in_turns("memory", {f"{kind}, {n:,} pairs": p for n, p in peaks.items()}, args)
-        if rows[-1]["median"] and rows[-2]["median"]:
-            more = Run(rows[-1]["median"] - rows[-2]["median"], "MB more")
-            name = "{}, from {:,} to {:,} pairs".format(kind, *FROZEN_PAIRS[-2:])
-            rows += in_turns("memory", {name: lambda _, more=more: more}, args)
+    sizes = {f"frozen, {n:,} pairs": partial(in_child, peak_of_frozen, n) for n in FROZEN_PAIRS}
+    rows = in_turns("memory", found, args) + in_turns("memory", sizes, args)
+    if rows[-1]["median"] and rows[-2]["median"]:
+        more = Run(rows[-1]["median"] - rows[-2]["median"], "MB more")
+        name = "frozen, from {:,} to {:,} pairs".format(*FROZEN_PAIRS[-2:])
+        rows += in_turns("memory", {name: lambda _: more}, args)
     return rows
 
 

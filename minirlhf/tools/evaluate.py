@@ -327,10 +327,10 @@ def evaluate(args: argparse.Namespace) -> dict:
     scorer, file = score.load(args.run, args.device), Path(args.run) / "config.json"
     config = checkpoint.read_json(file) if file.is_file() else {}
     rows = iter(read(args.dataset, args.split))
-    if not (columns := next(rows, {})):
+    if not (first := next(rows, {})):
         raise ValueError(f"{args.dataset} has no rows")
-    rows = chain([columns], rows)
-    if "responses" in columns and "chosen" not in columns:
+    rows = chain([first], rows)
+    if "responses" in first and "chosen" not in first:
         items, judged = read_candidates(rows), evaluate_candidates
     else:
         items, judged = data.usable(data.build_pairs(rows)[0]), evaluate_pairs

@@ -41,9 +41,8 @@ def near_duplicates(
 
 
 def _grams(prompt: str) -> set[int]:
-    words = re.findall(
-        r"\w+", data.normalize(prompt)
-    )  # by their hashes: the words take ten times that
+    words = re.findall(r"\w+", data.normalize(prompt))
+    # Their hashes: the words themselves take ten times the memory.
     return {hash(tuple(words[i : i + 8])) for i in range(max(1, len(words) - 7))}
 
 

@@ -10,7 +10,6 @@ bit for bit, of one that was never stopped. A frozen run starts over: its featur
 the rest takes seconds. A comparison keeps its finished runs and goes on with the first that is not.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 
 from minirlhf.checkpoint import load_tensors, read_json, read_jsonl, save_tensors
 from minirlhf.device import ranks
+from minirlhf.encoders import fingerprint
 from minirlhf.loops import Best
 from minirlhf.model import RewardModel
 
@@ -77,7 +77,7 @@ def started(args: Namespace, config: dict, model: RewardModel) -> dict:
     return config
 
 
-FORMAT = 2  # of the state; raised when what it holds changes
+FORMAT = 3  # of the state; raised when what it holds changes
 
 
 class State:
@@ -95,7 +95,7 @@ class State:
             tensors |= {f"moment/{i}/{name}": moment for name, moment in moments.items()}
         tensors |= {"order": generator.get_state(), "random": torch.get_rng_state()}
         numbers = row, best.lowest, best.waited, best.model.info["temperature"]
-        save_tensors(self.path, tensors, (FORMAT, numbers, digest(tensors)))
+        save_tensors(self.path, tensors, (FORMAT, numbers, fingerprint(tensors)))
 
     def load(self, best: Best, optimizer, generator: torch.Generator) -> dict | None:
         """Put it back, if there is any. Returns the epoch's row, or None."""
@@ -105,7 +105,7 @@ class State:
             tensors, (version, numbers, expected) = load_tensors(self.path)
             if version != FORMAT:
                 raise ValueError("of another version")
-            if digest(tensors) != expected:
+            if fingerprint(tensors) != expected:
                 raise ValueError("another checksum")
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             said = f"{self.path} cannot be used ({error}); delete it, and the run starts over"
@@ -128,15 +128,6 @@ class State:
         """When the run is finished; with torchrun only the first process does, which wrote it."""
         if ranks()[0] == 0:
             self.path.unlink(missing_ok=True)
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names and values."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 @contextmanager
