@@ -1,6 +1,6 @@
 """How fast is it, and how much memory does it take? Measured beside others, on your machine.
 
-    python -m minirlhf.tools.benchmark                           all: 27 minutes on two busy cores
+    python -m minirlhf.tools.benchmark                           all: half an hour on two cores
     python -m minirlhf.tools.benchmark --only finetune,embed     two of its sections
     pip install "minirlhf[bench]"                                TRL beside it, if you like
 
