@@ -139,6 +139,19 @@ def test_response_only_is_last_and_held_against_bt_finetune():
     assert rows[2]["minus_better_accuracy"] == 0  # to bt-finetune, not to the row above
 
 
+def test_a_model_that_does_as_well_without_the_prompts_is_told():
+    right, wrong = ([sign] * 40 for sign in (1.0, -1.0))
+    part = {"lengths": [[1, 2]] * 40, "prompts": [str(i) for i in range(40)], "subsets": "a" * 40}
+    blank = {"same": run_of(right, **part), "worse": run_of(wrong, **part)}
+    found = {}
+    for name, run in blank.items():
+        results = {"bt-finetune": [run_of(right, **part)], "response only": [run]}
+        found[name] = compare.warning(compare.compared(results))
+    assert "not shown to be worse (0.000 [0.000, 0.000])" in found["same"]
+    assert found["worse"] == ""
+    assert compare.warning(compare.compared(two_folds())) == ""  # response only was not run
+
+
 def test_the_comparison_is_a_markdown_table():
     rows = compare.compared(two_folds())
     head, rule, *body = table_cells(compare.table(rows))

@@ -64,11 +64,11 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]
                 print(f"{name:15} fold {fold}  test accuracy {interval(results[name][-1]['test'])}")
             rows = compared(results)
             checkpoint.write_json(output / "comparison.json", rows)
-            checkpoint.write_text(output / "comparison.md", table(rows))
+            checkpoint.write_text(output / "comparison.md", table(rows) + warning(rows))
         figures.draw_comparison(output / "comparison.png", rows)
         for row in rows:
             log({f"{row['name'].replace(' ', '_')}_{k}": v for k, v in row.items()}, step=0)
-    print("\n" + table(rows))
+    print("\n" + table(rows) + warning(rows))
     print(f"everything is in {output}")
 
 
@@ -125,3 +125,16 @@ def table(rows: Sequence[dict]) -> str:
         cells += [interval(row, name) for name in (*names, "minus_better_balanced_accuracy")]
         lines.append("| " + " | ".join([row["name"], *cells]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def warning(rows: Sequence[dict]) -> str:
+    """What a reader of the table must not miss, or "": bt-finetune may do without the prompts.
+
+    If it is not shown to be worse without them, who wrote a response, or how, may be all it sees.
+    """
+    for row in rows:
+        if row["name"] == "response only" and row["minus_better_accuracy_high"] >= 0:
+            lead = interval(row, "minus_better_accuracy")
+            said = f"trained without the prompts it is not shown to be worse ({lead})"
+            return f"\nWARNING: bt-finetune may not read the prompts: {said}\n"
+    return ""
