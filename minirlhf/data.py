@@ -102,11 +102,11 @@ def _read_text(path: Path, kind: str) -> Iterable[dict]:
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(2**31 - 1)  # a long answer has more than the usual 131,072 characters
-        cells = list(csv.DictReader(file, strict=True)) if kind == ".csv" else []
+        table = list(csv.DictReader(file, strict=True)) if kind == ".csv" else []
         text, blank = file.read(), re.compile(r"\s*")  # "" at the end of a CSV file
 
     def rows() -> Iterator:
-        yield from cells
+        yield from table
         place = 0
         while (place := blank.match(text, place).end()) < len(text):
             value, place = json.JSONDecoder().raw_decode(text, place)

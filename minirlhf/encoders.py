@@ -191,7 +191,7 @@ def cached(
         origin = f"computed again, since {path} was damaged"
         with contextlib.suppress(OSError, ValueError):
             checksum, seconds = about.read_text().split()
-            if checksum == sha256(path) and float(seconds) >= 0:
+            if checksum == sha256(path) and float(seconds) >= 0:  # ValueError if no number
                 origin = str(path)
     if origin != str(path):
         with tempfile.TemporaryDirectory(dir=folder) as inside:  # gone also if the disk is full

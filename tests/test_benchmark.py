@@ -176,9 +176,9 @@ def test_mapped_pages_are_not_watched(tmp_path):
         seen, done = [], threading.Event()
         monitor = threading.Thread(target=benchmark.watch, args=(seen, done))
         monitor.start()
-        time.sleep(0.1)
+        time.sleep(0.5)
         before, kept = seen[-1], use()
-        time.sleep(0.1)
+        time.sleep(0.5)
         del kept  # not before it was seen
         done.set()
         monitor.join()

@@ -456,8 +456,11 @@ def peak_of_frozen(count: int, args: argparse.Namespace) -> float:
         prompts, responses, parts = data.index_texts(pairs, train, validation, test)
         model = work.build("bt-frozen")
         rows, _ = model.encode(prompts, responses)
-        random = lambda some: torch.rand(len(some), model.info["size"])  # noqa: E731
-        features, *_ = encoders.cached(random, rows, Path(folder) / "features")
+
+        def at_random(some: Sequence) -> Tensor:
+            return torch.rand(len(some), model.info["size"])
+
+        features, *_ = encoders.cached(at_random, rows, Path(folder) / "features")
         settings = SimpleNamespace(**FROZEN | {"epochs": 1})
         list(loops.fit_frozen(model, features.to(work.device), *parts[1:3], settings))
         done.set()
