@@ -67,9 +67,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about, examples = __doc__.split("\n\n")[:2]
     parser = argparse.ArgumentParser(usage="python train.py [flags]", description=about,
         epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # An error is one line, without argparse's usage; to a misspelt approach, with the nearest one.
-    parser.error = lambda text: parser.exit(2, "train.py: error: " + "; did you mean ".join(
-        [text, *get_close_matches((text + "''").split("'")[1], APPROACHES, 1)]) + "\n")
+
+    def fail(text: str) -> None:
+        """One line, without argparse's usage; to a misspelt approach, with the nearest one."""
+        nearest = get_close_matches(text.split("'")[1] if "'" in text else "", APPROACHES, 1)
+        parser.exit(2, f"train.py: error: {'; did you mean '.join([text, *nearest])}\n")
+
+    parser.error = fail
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=(*APPROACHES, "all"), default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
@@ -121,7 +125,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     frozen, best, some = APPROACHES[:3], ("bt-finetune", "all"), ("bt-frozen", "bt-finetune", "all")
     users_of = {name: best for name, (*_, default, _, _) in TUNED.items() if default is None}
     users_of |= {"no_cache": (*frozen, "all"), "pooling": some, "margin": some}
-    users_of["label_smoothing"] = ("classification", *some)
+    users_of |= {"label_smoothing": ("classification", *some), "response_only": APPROACHES}
     for name, users in users_of.items():
         if args.approach not in users and str(getattr(args, name)) not in ("None", "False"):
             flag = name.replace("_", "-")
@@ -148,10 +152,10 @@ def settle(args: argparse.Namespace, **changes) -> argparse.Namespace:
     settled = argparse.Namespace(**vars(args) | changes)
     if not settled.approach.startswith("bt-"):
         settled.pooling, settled.margin = None, 0.0
-    tuned = settled.approach == "bt-finetune"
     for name, (*_, frozen, finetune, _) in TUNED.items():
-        default, typed = finetune if tuned else frozen, getattr(settled, name)
-        setattr(settled, name, default if typed is None or default is None else typed)
+        default = finetune if settled.approach == "bt-finetune" else frozen
+        if default is None or getattr(settled, name) is None:
+            setattr(settled, name, default)
     return settled
 
 
@@ -229,7 +233,7 @@ def run(args: argparse.Namespace) -> None:
         said = "{rated} of {pairs} rated, {rating_ties} of them equal".format(**counts)
         raise ValueError(f"too few pairs ({said}); regression and --margin need ratings")
     counts["parts"] = {name: len(part) for name, part in parts.items()} | {"train": len(learned)}
-    counts["near_duplicates"] = report.near_duplicates(learned, test)
+    counts["near_duplicates"] = report.near_duplicates(learned, parts["test"])
     print(f"data      {args.dataset}")
     for key, value in counts.items():
         print(f"  {key:26} {value}")
@@ -240,13 +244,13 @@ def run(args: argparse.Namespace) -> None:
     settings = args.pooling, args.max_length, attention, device
     model = models.build(args.approach, args.model, *settings)
     frozen = args.approach != "bt-finetune"
-    weights = encoders.fingerprint(model.encoder.state_dict())
+    digest = encoders.fingerprint(model.encoder.state_dict())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\nencoder   {args.model} ({why})")
     print(f"model     pooling: {model.info['pooling']}; {trained:,} parameters are trained")
     # Numbered over all pairs, not over the parts: every fold finds the same cached features.
     texts = data.index_texts(pairs, learned, *parts.values(), balance=args.balance)
-    prompts, responses, (_, learned, *indexed) = texts
+    prompts, responses, (_, to_learn, *indexed) = texts
     model.info["response_only"] = args.response_only
     rows, cut = model.encode(prompts, responses)
     inputs = rows
@@ -256,25 +260,25 @@ def run(args: argparse.Namespace) -> None:
     if frozen:
         configs = [m.config for m in model.encoder.modules() if hasattr(m, "config")]
         how = f"{device} {dtype} {attention} {model.info['pooling']} {model.encoder} {configs}"
-        key = {"weights": weights, "how": how} | encoders.versions()
-        worker = model.in_precision(dtype)
-        embed = torch.no_grad()(partial(worker.map, worker.vectors, progress=progress_bar))
+        code = encoders.sha256(models.pooling.__file__)
+        key = {"weights": digest, "how": how, "code": code} | encoders.versions()
+        worker, begun = model.in_precision(dtype), time.perf_counter()
+        embed = partial(worker.map, worker.vectors, progress=progress_bar)
         folder = None if args.no_cache else encoders.cache_folder()
         features, took, origin = encoders.cached(embed, rows, folder, **key)
-        if not origin.startswith("computed"):
-            start -= took  # as if nothing had been cached, so that approaches can be compared
+        # As if nothing had been cached, so that approaches can be compared.
+        start += time.perf_counter() - begun - took
         inputs = features.to(device)  # (U, D) takes the place of the U token rows
         print(f"features  {tuple(features.shape)}, {took:.0f} seconds, {origin}")
 
     # ---- the run folder (checkpoint.py) and MLflow (tracking.py)
     output = Path(args.output)
     config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
-    config["encoder"] = {"name": args.model, "source": why, "sha256": weights, "trained": trained}
+    config["encoder"] = {"name": args.model, "source": why, "sha256": digest, "trained": trained}
     config["data"] = counts | {"texts": len(inputs), "texts_cut": cut}
     config |= {"device": f"{device}, {dtype}: {reason}", "versions": encoders.versions()}
-    started = resume.started(args, config, model)
-    how = args.tracking_uri, args.experiment, output.name, vars(args), output, bool(args.resume)
-    with track(*how) as log:
+    config = resume.started(args, config, model)
+    with track(args.tracking_uri, args.experiment, output, vars(args), bool(args.resume)) as log:
         if not args.resume:
             with checkpoint.whole_folder(output, args.overwrite) as folder:
                 checkpoint.write_json(folder / "config.json", config)
@@ -285,9 +289,9 @@ def run(args: argparse.Namespace) -> None:
         fit = loops.fit_frozen if frozen else loops.fit_finetune
         state = resume.State(Path(args.resume or output) / "state.safetensors")
         options = Options(args.label_smoothing, args.margin, dtype, progress_bar, state)
-        history = checkpoint.read_jsonl(output / "history.jsonl")
+        history = checkpoint.read_jsonl(output / "history.jsonl") if state.path.exists() else []
         start -= sum(row["seconds"] for row in history)  # what was done before a resumption
-        for row in fit(model, inputs, learned, indexed[1], args, options):
+        for row in fit(model, inputs, to_learn, indexed[1], args, options):
             print(console_row(row))
             # A resumed run's first row is the last one that was saved.
             history = [old for old in history if old["epoch"] < row["epoch"]] + [row]
@@ -301,29 +305,29 @@ def run(args: argparse.Namespace) -> None:
         # ---- evaluation (metrics.py), in pictures (figures.py) and words (tools/report.py): the
         # test part is read once, here
         results, worker = {}, model.in_precision(dtype)
-        for (name, part), index in zip(parts.items(), indexed, strict=True):
+        for (name, pairs), part in zip(parts.items(), indexed, strict=True):
             # The test part goes the way of scoring, from tokens in float32; the rest as trained.
             judge, seen = (model, rows) if name == "test" else (worker, inputs)
-            _, margins, rewards = loops.evaluate(judge, seen, index, progress_bar)
-            lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in part]).float()
-            labels = [data.normalize(p.prompt) for p in part], [p.subset for p in part]
+            _, margins, rewards = loops.evaluate(judge, seen, part, progress_bar)
+            lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs]).float()
+            labels = [data.normalize(p.prompt) for p in pairs], [p.subset for p in pairs]
             temperature = model.info["temperature"]  # fitted on validation, at the best epoch
             results[name] = metrics.summarize(margins, *labels, lengths, rewards, temperature)
-            ratings = torch.stack([index.chosen_rating, index.rejected_rating], dim=1)
+            ratings = torch.stack([part.chosen_rating, part.rejected_rating], dim=1)
             if args.approach == "regression" and (known := ratings.isfinite()).any():
                 results[name] |= metrics.rating_errors(rewards[known], ratings[known])
-        # From here on margins, rewards, lengths and labels are the test part's, the loop's last.
+        # From here on pairs, margins, rewards, lengths and labels are the test part's, the last.
         seconds = time.perf_counter() - start
         summary = {key: vars(args)[key] for key in ("approach", "dataset", "seed", "fold")}
         summary |= {"encoder": args.model, "trained": trained, "seconds": seconds, **results}
         longer = metrics.accuracies(metrics.credit(lengths[:, 0] - lengths[:, 1]), *labels)
         summary["baselines"] = {"chance": {"accuracy": 0.5}, "longer response": longer}
-        checkpoint.write_text(output / "README.md", report.model_card(summary, started, output))
-        checkpoint.write_text(output / "mistakes.md", report.mistakes(part, margins))
+        checkpoint.write_text(output / "README.md", report.model_card(summary, config, output))
+        checkpoint.write_text(output / "mistakes.md", report.mistakes(pairs, margins))
         figures.draw_run(output / "figures", history, margins, rewards, lengths, results["test"])
-        judged = zip(part, margins.tolist(), lengths.tolist(), strict=True)
-        told = [dict(prompt=p.prompt, subset=p.subset, margin=m, lengths=n) for p, m, n in judged]
-        checkpoint.write_jsonl(output / "predictions.jsonl", told)
+        judged = zip(pairs, margins.tolist(), lengths.tolist(), strict=True)
+        tested = [dict(prompt=p.prompt, subset=p.subset, margin=m, lengths=n) for p, m, n in judged]
+        checkpoint.write_jsonl(output / "predictions.jsonl", tested)
         log({f"test_{k}": v for k, v in results["test"].items()}, step=row["epoch"])
         checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
         state.remove()

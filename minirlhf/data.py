@@ -274,7 +274,7 @@ def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
         if len(before) > 1 and not before[-1][1].strip():
             before.pop()  # a prompt that ends with an empty "Assistant:"
         # Some sets give the prompt in a column of its own and inside both sides too.
-        has_prompt = any(speaker == "user" for speaker, _ in turns["chosen"])
+        has_prompt = turns["chosen"][0][0] != "assistant" or before[-1] in turns["chosen"]
         turns = {k: t if has_prompt else before + t for k, t in turns.items()}
     chosen, rejected = turns["chosen"], turns["rejected"]
     shared = 0

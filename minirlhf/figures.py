@@ -30,18 +30,18 @@ BLUE, RED = "#0072B2", "#D55E00"
 
 
 def draw_run(
-    folder: Path, rows: list, margins: Tensor, rewards: Tensor | None, lengths: Tensor, test: dict
+    folder: Path, epochs: list, margins: Tensor, rewards: Tensor | None, lengths: Tensor, test: dict
 ) -> None:
     """Write a run's pictures into `folder`, which is made if it is not there.
 
-    rows: training's, one an epoch; the last one marked `best` is the epoch that was kept.
+    epochs: training's rows, one an epoch; the last one marked `best` is the epoch that was kept.
     margins (N,), rewards (N, 2) of chosen and rejected, or None where the model only compares, and
         lengths (N, 2) in characters: of the test part, on the CPU.
     test: what `metrics.summarize` says of the same part.
 
     Without rewards there is no `reward_length.png`, and with one subset only, no `subsets.png`.
     """
-    _learning_curves(folder / "learning_curves.png", rows)
+    _learning_curves(folder / "learning_curves.png", epochs)
     _reliability(folder / "reliability.png", margins, test)
     if rewards is None:
         _histogram(folder / "rewards.png", "margin", margins, ("a pair's margin",))

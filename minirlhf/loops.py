@@ -51,8 +51,7 @@ def fit_frozen(
     model.head.fit_input(features[used[:: len(used) // 10_000 + 1]])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
-    settings = {"lr": args.lr, "weight_decay": args.weight_decay}
-    optimizer = torch.optim.AdamW(model.head.parameters(), **settings)
+    optimizer = torch.optim.AdamW(model.head.parameters(), args.lr, weight_decay=args.weight_decay)
     generator = torch.Generator().manual_seed(args.seed)
     count = len(train.chosen)
     best = Best(model, count)
@@ -112,7 +111,7 @@ def fit_finetune(
         start_head(worker, rows, train, options.progress)
     copies = [p for p in worker.parameters() if p.requires_grad]
     rank, processes = ranks()
-    sizes = torch.tensor([len(row) for row in rows])
+    sizes = torch.tensor([len(ids) for ids in rows])
     lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()  # the longer side
     for epoch in range(row["epoch"] + 1 if row else 1, args.epochs + 1):
         if best.waited >= args.patience:
@@ -121,19 +120,20 @@ def fit_finetune(
         # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
         worker.train(args.dropout > 0)
         batches = shuffled_batches(train.prompt.tolist(), lengths, args.batch_size, generator)
-        steps = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
+        each = args.accumulate
+        updates = [batches[i : i + each] for i in range(0, len(batches), each)]
         total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
         norms = []  # of the gradients since the last look
-        for i, micro_batches in enumerate(options.progress(steps, f"epoch {epoch}")):
-            pairs_in_step = sum(len(pairs) for pairs in micro_batches)
-            for pairs in micro_batches:
-                pairs = pairs[rank::processes]  # torchrun's processes share a batch
-                if not pairs:
+        for i, micro_batches in enumerate(options.progress(updates, f"epoch {epoch}")):
+            pairs_in_update = sum(len(picked) for picked in micro_batches)
+            for picked in micro_batches:
+                picked = picked[rank::processes]  # torchrun's processes share a batch
+                if not picked:
                     continue
-                loss, margins = step(worker, *batch(rows, train, pairs, device), options)
+                loss, margins = step(worker, *batch(rows, train, picked, device), options)
                 # Weighted by size, so that all parts together give the gradient of one large batch.
-                (loss * len(pairs) / pairs_in_step).backward()
-                total_loss += loss.detach() * len(pairs)
+                (loss * len(picked) / pairs_in_update).backward()
+                total_loss += loss.detach() * len(picked)
                 total_right += credit(margins.detach()).sum()
             for weight, copy in zip(weights, copies, strict=True):  # the same where no copy works
                 grad = torch.zeros_like(weight) if copy.grad is None else copy.grad.float()
@@ -141,13 +141,13 @@ def fit_finetune(
             sum_over_ranks(weight.grad for weight in weights)
             norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip))
             # Looked at now and then only: to read a number off a GPU is to wait for it.
-            if len(norms) == 50 or i == len(steps) - 1:
+            if len(norms) == 50 or i == len(updates) - 1:
                 if not (finite := torch.stack(norms).isfinite()).all():
-                    i += 1 + int(finite.int().argmin()) - len(norms)  # the first that is not
-                    where = f"at step {i + 1} of epoch {epoch}, training pairs {sum(steps[i], [])}"
-                    raise FloatingPointError(f"no finite gradient {where}; try a lower --lr")
+                    at = i + 1 - len(norms) + int(finite.int().argmin())  # the first
+                    where = f"step {at + 1} of epoch {epoch}, training pairs {sum(updates[at], [])}"
+                    raise FloatingPointError(f"no finite gradient at {where}; try a lower --lr")
                 norms = []
-            done = (epoch - 1 + (i + 0.5) / len(steps)) / args.epochs  # the middle of this step
+            done = (epoch - 1 + (i + 0.5) / len(updates)) / args.epochs  # this step's middle
             optimizer.param_groups[0]["lr"] = args.lr * learning_rate_share(done, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
@@ -197,10 +197,8 @@ def _vectors(model: RewardModel, rows: Sequence, progress: Callable) -> Tensor:
     model.eval()
     rank, processes = ranks()
     vectors = torch.zeros(len(rows), model.info["size"], device=model.device)
-    for start in range(0, len(rows), 10_000):  # in pieces, so that memory stays flat
-        mine = slice(start + rank, start + 10_000, processes)
-        if rows[mine]:
-            vectors[mine] = model.map(model.vectors, rows[mine], progress=progress)
+    if mine := rows[rank::processes]:
+        vectors[rank::processes] = model.map(model.vectors, mine, progress=progress)
     sum_over_ranks([vectors])
     return vectors
 
@@ -248,14 +246,14 @@ class Best:
 
 
 def batch(
-    rows: Sequence, part: Part, pairs: Sequence[int] | slice, device: torch.device | str = "cpu"
+    rows: Sequence, part: Part, picked: Sequence[int] | slice, device: torch.device | str = "cpu"
 ) -> tuple[list, Part]:
-    """The rows of the distinct texts in the given pairs, and these pairs in their numbers."""
-    picked = Part(*(t[pairs] for t in part))
-    used, number = torch.cat([picked.chosen, picked.rejected]).unique(return_inverse=True)
+    """The rows of the distinct texts in the picked pairs, and these pairs in their numbers."""
+    pairs = Part(*(t[picked] for t in part))
+    used, number = torch.cat([pairs.chosen, pairs.rejected]).unique(return_inverse=True)
     chosen, rejected = number.chunk(2)
-    picked = Part(*(t.to(device) for t in picked._replace(chosen=chosen, rejected=rejected)))
-    return [rows[i] for i in used.tolist()], picked
+    pairs = Part(*(t.to(device) for t in pairs._replace(chosen=chosen, rejected=rejected)))
+    return [rows[i] for i in used.tolist()], pairs
 
 
 @torch.no_grad()
@@ -268,20 +266,21 @@ def evaluate(
     The loss leaves out margin and label smoothing; the pairs' weights stay in. A classification has
     no rewards: None.
     """
-    if not isinstance(inputs, Tensor):
-        texts, part = batch(inputs, part, slice(None))
-        inputs = _vectors(model, texts, progress)
-    part = Part(*(t.to(inputs.device) for t in part))
     approach = model.info["approach"]
     step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
     total, margins, rewards = 0.0, [], []
-    # In pieces, so that memory stays flat.
-    for picked in torch.arange(len(part.chosen), device=inputs.device).split(1000):
-        piece = Part(*(t[picked] for t in part))
-        loss, margin = step(model, inputs, piece)
+    order = part.prompt.argsort(stable=True)  # what shares a response shares a prompt
+    for picked in order.split(5000):  # in pieces, so that memory stays flat
+        pairs, vectors = Part(*(t[picked].to(model.device) for t in part)), inputs
+        if not isinstance(inputs, Tensor):
+            texts, pairs = batch(inputs, part, picked, model.device)
+            vectors = _vectors(model, texts, progress)
+        loss, margin = step(model, vectors, pairs)
         total += loss.item() * len(picked)
         margins.append(margin.cpu())
         if approach != "classification":
-            sides = model.head(inputs[piece.chosen]), model.head(inputs[piece.rejected])
+            sides = model.head(vectors[pairs.chosen]), model.head(vectors[pairs.rejected])
             rewards.append(torch.stack(sides, dim=1).cpu())
-    return total / len(part.chosen), torch.cat(margins), torch.cat(rewards) if rewards else None
+    place = order.argsort()
+    rewards = torch.cat(rewards)[place] if rewards else None
+    return total / len(part.chosen), torch.cat(margins)[place], rewards

@@ -123,14 +123,12 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
     """
     if not (folder / "reward.json").is_file():
         raise ValueError(f"{folder} holds no trained model (no reward.json)")
-    from safetensors.torch import load_file
-
     try:
         info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
         if info["format"] > FORMAT:
             raise ValueError(f"format {info['format']} is newer than {FORMAT}; update minirlhf")
         head = HEADS[info["approach"]](info["size"])
-        head.load_state_dict(load_file(folder / "head.safetensors"))
+        head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors")[0])
         path = f"{folder}/encoder"
         if info["pooling"] == "as published":
             encoder, tokenizer = encoders.load_sentence_transformer(path, device)

@@ -5,7 +5,7 @@ server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tra
 
 Copy this file alone; it needs mlflow and tqdm when called.
 
->>> with track("none", "demo", "a run", {}) as log:
+>>> with track("none", "demo", Path("a run"), {}) as log:
 ...     log({"loss": 0.5}, step=1)
 >>> print(console_row({"epoch": 1, "train_loss": 0.6931, "seconds": 12.0}))
 epoch 1 | train_loss 0.6931 | seconds 12
@@ -20,7 +20,7 @@ from pathlib import Path
 
 @contextmanager
 def track(
-    uri: str | None, experiment: str, name: str, args: dict, folder: Path | None = None, again=False
+    uri: str | None, experiment: str, folder: Path, args: dict, again: bool = False
 ) -> Iterator[Callable[..., None]]:
     """Open an MLflow run and give a function `log(row, step)` that takes a row's numbers.
 
@@ -40,12 +40,12 @@ def track(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # A server that does not answer costs seconds, not minutes for each row.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    kept = folder / "mlflow_run_id" if folder else None
-    known = kept.read_text("utf-8") if again and kept and kept.exists() else None
+    kept = folder / "mlflow_run_id"
+    known = kept.read_text("utf-8") if again and kept.exists() else None
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment)
-        run = mlflow.start_run(known, run_name=name, nested=True)
+        run = mlflow.start_run(known, run_name=folder.name, nested=True)
         if not known:
             mlflow.log_params({k: v for k, v in args.items() if v is not None})
     except Exception as error:  # a store raises what its backend raises
@@ -66,19 +66,18 @@ def track(
         except Exception as error:  # hours of training are worth more than a curve
             failed.append(error)
             last = ", and is not asked again" * (len(failed) == 3)
-            where = f"; it is in {folder}" if folder else ""
-            print(f"warning: MLflow did not take it ({str(error)[:200]}){last}{where}")
+            print(f"warning: MLflow did not take it ({str(error)[:200]}){last}; it is in {folder}")
 
     def log(row: dict, step: int) -> None:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
         attempt(mlflow.log_metrics, numbers, step=step)
-        if kept and not kept.exists():
+        if not kept.exists():
             attempt(kept.write_text, run.info.run_id, "utf-8")
 
     status = "FAILED"
     try:
         yield log
-        for file in [*folder.glob("*.*"), *folder.glob("figures")] if folder else []:
+        for file in [*folder.glob("*.*"), *folder.glob("figures")]:
             attempt(mlflow.log_artifact, str(file))
         status = "FINISHED"
     finally:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import train
 from minirlhf import data, figures, score
 from minirlhf import model as models
+from minirlhf.checkpoint import save_tensors
 from minirlhf.tools import score_lines
 
 QUIET = ("--tracking-uri", "none", "--device", "cpu")
@@ -415,7 +416,7 @@ RUNS = {
     "no head": (drop("head.safetensors"), "No such file"),
     "a cut head": (cut("head.safetensors", 9), "SafetensorError"),
     "another head": (
-        lambda model: save_file({"x": torch.zeros(1)}, model / "head.safetensors"),
+        lambda model: save_tensors(model / "head.safetensors", {"x": torch.zeros(1)}),
         "Missing key(s) in state_dict",
     ),
     "no encoder": (lambda model: shutil.rmtree(model / "encoder"), "cannot load the model"),

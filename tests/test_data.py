@@ -45,6 +45,18 @@ def test_a_prompt_that_ends_where_the_assistant_begins():
     assert one(row)[0] == data.PreferencePair("2 + 2?", "4", "5")
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_prompt_in_its_own_column_is_said_once_and_never_lost(inside):
+    def side(answer):
+        turns = [("assistant", "Which Bob?"), ("user", "Hi, I am Bob." if inside else "Bob Lee.")]
+        return [{"role": r, "content": t} for r, t in (*turns, ("assistant", answer))]
+
+    pair, _ = one({"prompt": "Hi, I am Bob.", "chosen": side("4"), "rejected": side("5")})
+    asked = "Assistant: Which Bob?\n\nHuman: "
+    whole = f"{asked}Hi, I am Bob." if inside else f"Human: Hi, I am Bob.\n\n{asked}Bob Lee."
+    assert pair[:3] == (whole, "4", "5")
+
+
 def test_several_turns_are_kept_whole():
     turns = ("hi", "hello", "2 + 2?")
     pair, _ = one({"chosen": messages(*turns, "4"), "rejected": messages(*turns, "5")})

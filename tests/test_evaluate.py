@@ -230,11 +230,11 @@ def test_a_runs_own_data_gives_the_numbers_of_its_metrics(approach, runs, capsys
 def test_no_training_prompt_is_judged_in_either_file(runs, capsys):
     rows, fold = generate(240), 1  # the first 120 pairs are those of the run
     train_part, validation, test = data.split(data.build_pairs(rows[:120])[0], fold)
-    trained = set(evaluate.names(train_part + validation))
+    trained = set(evaluate.prompts_of(train_part + validation))
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
-    kept = set(evaluate.names(data.split(data.build_pairs(rows)[0], fold)[2]))
-    assert trained and kept > set(evaluate.names(test))
+    kept = set(evaluate.prompts_of(data.split(data.build_pairs(rows)[0], fold)[2]))
+    assert trained and kept > set(evaluate.prompts_of(test))
     for file in ("more.jsonl", "some.jsonl"):
         with judged_prompts() as seen:
             found, said = run(capsys, runs["bt-frozen"], "--dataset", file)
@@ -271,7 +271,7 @@ def test_candidates_are_read_as_pairs_are():
 def test_all_prompts_judges_them_all_and_warns(runs, capsys):
     rows = generate(120)
     prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
-    trained = {*evaluate.names(sum(data.split(data.build_pairs(rows)[0], 1)[:2], []))}
+    trained = {*evaluate.prompts_of(sum(data.split(data.build_pairs(rows)[0], 1)[:2], []))}
     with judged_prompts() as seen:
         _, said = run(capsys, runs["bt-frozen"], "--dataset", "some.jsonl", "--all-prompts")
     assert seen == prompts

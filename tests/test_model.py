@@ -93,8 +93,9 @@ def test_same_seed_same_numbers_and_frozen_weights_stay(approach, tiny_encoder):
         runs.append(
             ([{k: v for k, v in row.items() if k != "seconds"} for row in history], margins)
         )
-        moved = [not torch.equal(p, before[n]) for n, p in built.encoder.named_parameters()]
-        assert any(moved) == (approach == "bt-finetune")
+        after = dict(built.encoder.named_parameters())
+        moved = {name for name in before if not torch.equal(after[name], before[name])}
+        assert bool(moved) == (approach == "bt-finetune")
     assert runs[0][0] == runs[1][0]
     assert torch.equal(runs[0][1], runs[1][1])
 
@@ -196,6 +197,25 @@ def test_early_stopping_restores_the_best_epoch(tiny_encoder):
     assert loss == pytest.approx(best["validation_loss"])
     assert (margins > 0).float().mean().item() == pytest.approx(best["validation_accuracy"])
     assert [row["best"] for row in history][-3:] == [False] * 3
+
+
+@pytest.mark.parametrize("approach", ["bt-frozen", "classification"])
+def test_evaluation_in_pieces_keeps_the_order_of_the_pairs(approach, tiny_encoder):
+    built, token_rows, part = prepare(approach, tiny_encoder, pairs=40)
+    for weight in built.head.parameters():
+        torch.nn.init.normal_(weight)
+    with torch.no_grad():
+        features = built.map(built.vectors, token_rows)
+    many = data.Part(*(t[torch.randint(40, (12_000,))] for t in part))
+    step = STEPS[approach]
+    with torch.no_grad():
+        loss, expected = step(built, features, many)
+    for inputs in (features, token_rows):
+        found, margins, rewards = loops.evaluate(built, inputs, many)
+        assert found == pytest.approx(loss.item(), rel=1e-4)
+        torch.testing.assert_close(margins, expected, rtol=1e-3, atol=1e-4)
+        if rewards is not None:
+            torch.testing.assert_close(rewards[:, 0] - rewards[:, 1], margins)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder):

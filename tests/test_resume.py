@@ -148,8 +148,14 @@ def test_a_frozen_run_starts_over_with_its_features_kept(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         stop_at(patch, checkpoint, "write_jsonl", 3)
         train.main([*same, "stopped"])
+    history = checkpoint.read_jsonl(Path("stopped/history.jsonl"))
+    checkpoint.write_jsonl(
+        Path("stopped/history.jsonl"), [row | {"seconds": 1000.0} for row in history]
+    )
     train.main(["--resume", "stopped"])
     assert_same("whole", "stopped")
+    # What is done again is not counted twice.
+    assert checkpoint.read_json(Path("stopped/metrics.json"))["seconds"] < 1000
     assert "seconds, computed" not in capsys.readouterr().out.split("folder    stopped")[-1]
 
 
@@ -295,7 +301,7 @@ def test_a_loss_that_is_not_finite_names_step_and_pairs(
         parameters = list(parameters)
         calls.append(1)
         if len(calls) == len(batches[0]) + 4:
-            parameters[0].grad[0] = float("nan")
+            parameters[-1].grad[0] = float("nan")
         return real(parameters, norm)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
@@ -386,7 +392,7 @@ def test_a_server_that_dies_costs_a_warning(tmp_path, monkeypatch, capsys):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = tmp_path / "run"
     folder.mkdir()
-    with tracking.track(uri, "test", "a run", {}, folder) as log:
+    with tracking.track(uri, "test", folder, {}) as log:
         log({"loss": 0.5}, step=1)
 
         def dead(*args, **kwargs):

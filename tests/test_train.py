@@ -12,6 +12,7 @@ from conftest import MINILM
 
 import minirlhf
 import train
+from minirlhf import pooling
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.tools import score_lines
 
@@ -259,6 +260,20 @@ def test_features_of_another_pooling_are_not_taken_for_these(tiny_encoder, pairs
     assert origins == [False, False, True, False]
 
 
+def test_features_made_by_other_code_are_not_taken_for_these(
+    tiny_encoder, pairs_file, capsys, monkeypatch, tmp_path
+):
+    flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
+    flags += ["--max-length", "96", "--epochs", "1"]
+    run(*flags)
+    edited = tmp_path / "pooling.py"
+    edited.write_text(Path(pooling.__file__).read_text() + "# another mean\n")
+    monkeypatch.setattr(pooling, "__file__", str(edited))
+    capsys.readouterr()
+    run(*flags)
+    assert "seconds, computed" in capsys.readouterr().out
+
+
 def test_overwrite_replaces_a_run_and_only_a_run(tiny_encoder, pairs_file):
     flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
     flags += ["--max-length", "96", "--epochs", "1", "--output", "out"]
@@ -411,6 +426,7 @@ def test_contradictory_flags_are_refused(capsys):
         (["--fold", "2", "--folds", "3"], "not both"),
         (["--folds", "6"], "not between 1 and 5"),
         (["--approach", "regression", "--no-cache", "--clip", "1"], "does not use --clip"),
+        (["--approach", "all", "--response-only"], "all does not use --response-only"),
     ):
         with pytest.raises(SystemExit) as stop:
             train.parse(flags)

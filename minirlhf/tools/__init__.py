@@ -11,3 +11,12 @@ export       a run as a model folder of sentence-transformers or transformers, r
 mistakes     from a recipe full of the classic bugs to an honest one, a bug a row, measured
 pictures     the pictures of README.md, drawn from committed results
 """
+
+from argparse import ArgumentParser
+
+
+def command(name: str, about: str) -> ArgumentParser:
+    """The parser of a tool's flags: a mistake in them is one line and exit code 2."""
+    parser = ArgumentParser(prog=f"python -m minirlhf.{name}", description=about)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    return parser

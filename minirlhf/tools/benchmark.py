@@ -56,7 +56,8 @@ from minirlhf import model as models
 from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import pick_device, seed_everything
-from minirlhf.tools.report import near_duplicates
+from minirlhf.tools import command
+from minirlhf.tools.report import near_duplicates, table_head, table_row
 
 # fmt: off
 # train.py's defaults (a test compares them), but for the epochs.
@@ -434,10 +435,10 @@ def peak_of_training(name: str, args: argparse.Namespace) -> float:
 
 
 def peak_of_frozen(count: int, args: argparse.Namespace) -> float:
-    """Of bt-frozen from file to trained head, with all that train.py holds on the way.
+    """Of bt-frozen from file to tested head, with all that train.py holds on the way.
 
     On a CPU under Linux without the features, which lie in a mapped file (`watch`). Texts are
-    bundled ones with a number each, so none is shared. Features are random, which does not change
+    bundled ones with a number each, so none is shared. Vectors are random, which does not change
     how much is held.
     """
     seen, done = [], threading.Event()
@@ -457,12 +458,14 @@ def peak_of_frozen(count: int, args: argparse.Namespace) -> float:
         model = work.build("bt-frozen")
         rows, _ = model.encode(prompts, responses)
 
-        def at_random(some: Sequence) -> Tensor:
-            return torch.rand(len(some), model.info["size"])
+        def at_random(ids: Sequence, mask: Tensor | None = None) -> Tensor:
+            return torch.rand(len(ids), model.info["size"])
 
         features, *_ = encoders.cached(at_random, rows, Path(folder) / "features")
         settings = SimpleNamespace(**FROZEN | {"epochs": 1})
         list(loops.fit_frozen(model, features.to(work.device), *parts[1:3], settings))
+        model.vectors = at_random
+        loops.evaluate(model, rows, parts[3])
         done.set()
         return max(seen) if seen and work.device.type == "cpu" else peak(work.device)
 
@@ -531,7 +534,7 @@ def line(row: dict) -> str:
     cells = [row["section"], row["name"], f"{number(row['median'])} {row['unit']}{spread}".strip()]
     cells += [number(row["relative"]), number(row["gflops"])]
     cells += [f"{row['share']:.0%} of {row['dtype']}" if row["share"] else ""]
-    return f"| {' | '.join(cells)} |"
+    return table_row(cells)
 
 
 def is_noisy(row: dict) -> bool:
@@ -542,14 +545,12 @@ def is_noisy(row: dict) -> bool:
 
 SECTIONS = {"finetune": lambda work: TRAINING, "embed": embed, "frozen": frozen, "score": scoring}
 SECTIONS |= {"memory": memory, "start": starting}
-HEAD = "| section | what | median (lowest to highest) | × the first | GFLOP/s | of the ceiling |"
+HEAD = ["section", "what", "median (lowest to highest)", "× the first", "GFLOP/s", "of the ceiling"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what was asked for and print a table, a section's lines as soon as it is done."""
-    program = "python -m minirlhf.tools.benchmark"
-    parser = argparse.ArgumentParser(prog=program, description="Measure speed, memory, start-up.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.benchmark", "Measure speed, memory, start-up.")
     add = parser.add_argument
     add("--dataset", default="arithmetic", help="as train.py's (default: %(default)s)")
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="(default: %(default)s)")
@@ -577,7 +578,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about |= {"platform": platform.platform(), "versions": encoders.versions()}
     about["pairs"] = f"{len(work.part.chosen)} of {len(work.rows)} texts of {length:.0f} tokens"
     print("\n".join(f"{key:9} {value}" for key, value in about.items()), end="\n\n")
-    print(HEAD + "\n" + "|---" * 6 + "|", flush=True)
+    print(table_head(HEAD), flush=True)
     products = {
         f"matrix product, {str(t)[6:]}": partial(product, t) for t in (dtype, torch.float32)
     }

@@ -20,7 +20,7 @@ import torch
 from minirlhf import checkpoint, figures
 from minirlhf.data import normalize
 from minirlhf.metrics import accuracies, bootstrap, credit, named
-from minirlhf.tools.report import interval
+from minirlhf.tools.report import interval, table_head, table_row
 from minirlhf.tools.resume import locked
 from minirlhf.tracking import track
 
@@ -38,7 +38,7 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]
         jobs["response only"] = {"approach": "bt-finetune", "response_only": True}
     results = {}
     again = bool(args.resume)
-    with track(args.tracking_uri, args.experiment, output.name, {}, output, again) as log:
+    with track(args.tracking_uri, args.experiment, output, {}, again) as log:
         if not again:
             config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
             with checkpoint.whole_folder(output, args.overwrite) as folder:
@@ -106,9 +106,9 @@ def compared(results: dict[str, list[dict]]) -> list[dict]:
     rows.sort(key=lambda row: (row["name"] == "response only", -row["accuracy"]))
     for better, row in zip(rows, rows[1:], strict=False):
         other = "bt-finetune" if row["name"] == "response only" else better["name"]
-        lead = right[row["name"]] - right[other]  # (N,)
+        difference = right[row["name"]] - right[other]  # (N,)
         for name, subsets in (("accuracy", None), ("balanced_accuracy", labels[1])):
-            row |= named(f"minus_better_{name}", bootstrap(lead, labels[0], subsets))
+            row |= named(f"minus_better_{name}", bootstrap(difference, labels[0], subsets))
     longer = accuracies(credit(lengths[:, 0] - lengths[:, 1]), *labels)
     coin = {"name": "chance", "accuracy": 0.5, "balanced_accuracy": 0.5}
     return [*rows, {"name": "longer response"} | longer, coin]
@@ -118,12 +118,12 @@ def table(rows: Sequence[dict]) -> str:
     """The rows of `compared` as a Markdown table."""
     head = ["approach", "parameters", "seconds a fold", "train accuracy", "test accuracy [95 %]"]
     head += ["train − test", "minus the better", "mean over subsets [95 %]", "minus the better"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = [table_head(head)]
     names = ["train_accuracy", "accuracy", "gap", "minus_better_accuracy", "balanced_accuracy"]
     for row in rows:
         cells = [f"{row[key]:,.0f}" if key in row else "–" for key in ("trained", "seconds")]
         cells += [interval(row, name) for name in (*names, "minus_better_balanced_accuracy")]
-        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
+        lines.append(table_row([row["name"], *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -134,7 +134,7 @@ def warning(rows: Sequence[dict]) -> str:
     """
     for row in rows:
         if row["name"] == "response only" and row["minus_better_accuracy_high"] >= 0:
-            lead = interval(row, "minus_better_accuracy")
-            said = f"trained without the prompts it is not shown to be worse ({lead})"
+            difference = interval(row, "minus_better_accuracy")
+            said = f"trained without the prompts it is not shown to be worse ({difference})"
             return f"\nWARNING: bt-finetune may not read the prompts: {said}\n"
     return ""

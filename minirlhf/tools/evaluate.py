@@ -39,7 +39,8 @@ from torch import Tensor
 
 from minirlhf import checkpoint, data, loops, metrics, score
 from minirlhf.bundled.arithmetic import PAIRS, generate
-from minirlhf.tools.report import interval, near_duplicates
+from minirlhf.tools import command
+from minirlhf.tools.report import interval, near_duplicates, table_head, table_row
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
 # Not the 2 of 1/2, x2, \frac{1}{2} or 1,2. A comma before three digits was taken out before.
@@ -80,16 +81,16 @@ def read_candidates(rows: Iterable[dict]) -> list[Candidates]:
                 raise ValueError(f"row {number}: {sizes}; both need one for each candidate")
         try:
             sides = [{"chosen": text or " ", "rejected": f"{text}\nno"} for text in responses]
-            read = [data.build_pairs([{"prompt": row.get("prompt")} | side])[0] for side in sides]
+            built = [data.build_pairs([{"prompt": row.get("prompt")} | side])[0] for side in sides]
         except ValueError:
             said = "`prompt` or a response is empty or no text"
             raise ValueError(f"row {number}: {said}") from None
-        lists["responses"] = [pairs[0].chosen for pairs in read]
-        found.append(Candidates(read[0][0].prompt, **lists))
+        lists["responses"] = [pairs[0].chosen for pairs in built]
+        found.append(Candidates(built[0][0].prompt, **lists))
     return found
 
 
-def names(items: Iterable) -> list[str]:
+def prompts_of(items: Iterable) -> list[str]:
     """The normalised prompts of pairs or Candidates: equal for what `data.split` holds together."""
     return [data.normalize(item.prompt) for item in items]
 
@@ -137,12 +138,12 @@ def unseen(
         raise ValueError(f"the run left out fold {own}: it was trained on prompts of fold {fold}")
     if fold is None and not everything:
         raise ValueError("the run has no config.json that names its fold; give --fold")
-    prompts, learned = set(names(items)), learned_from(config)
+    prompts, learned = set(prompts_of(items)), learned_from(config)
     test = [] if fold is None else test_part(items, fold)
     # Without its data, all that is not in its test part may have been trained on.
     known = {question for pair in learned or () for question in questions(pair)}
     shared = {data.normalize(item.prompt) for item in items if questions(item) & known}
-    shared = prompts - set(names(test)) if learned is None else shared
+    shared = prompts - set(prompts_of(test)) if learned is None else shared
     words = f"{len(shared):,} of {len(prompts):,} prompts "
     words += "were" if learned is not None else "may, since its data cannot be had again, have been"
     words += " in the run's training or validation part;\n"
@@ -150,7 +151,7 @@ def unseen(
     where = "" if kept is items else f", the test part of fold {fold}"
     if not everything:
         kept = [item for item in kept if not questions(item) & known]
-    left = len(set(names(kept)))
+    left = len(set(prompts_of(kept)))
     words += f"{left:,} are kept{where}, and {len(prompts) - left:,} dropped"
     if everything:
         words = f"WARNING: --all-prompts keeps what may have been trained on: {words}"
@@ -172,7 +173,7 @@ def evaluate_pairs(scorer: score.Scorer, pairs: Sequence[data.PreferencePair]) -
     if not margins.isfinite().all():
         raise ValueError("the model gives rewards that are not finite")
     lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs]).float()  # (N, 2)
-    labels = names(pairs), [p.subset for p in pairs]
+    labels = prompts_of(pairs), [p.subset for p in pairs]
     temperature = scorer.model.info["temperature"]
     found = metrics.summarize(margins, *labels, lengths, rewards, temperature)
     right, by_length = metrics.credit(margins), metrics.credit(lengths[:, 0] - lengths[:, 1])
@@ -192,9 +193,9 @@ so many prompts show a true accuracy of {0.5 + found["detectable"]:.3f} four tim
     if found["accuracy_low"] <= 0.5 <= found["accuracy_high"]:
         text += "the interval holds 0.5: nothing here tells this model from a coin\n"
     text += f"mean over subsets {interval(found, 'balanced_accuracy')}\n\n"
-    cells = [[k, r["n"], interval(r), interval(r, "longer")] for k, r in found["subsets"].items()]
-    worst_first = sorted(cells, key=lambda row: row[2])
-    return found, text + table(["subset", "pairs", "accuracy [95 %]", "the longer"], worst_first)
+    worst_first = sorted(found["subsets"].items(), key=lambda item: item[1]["accuracy"])
+    cells = [[name, r["n"], interval(r), interval(r, "longer")] for name, r in worst_first]
+    return found, text + table(["subset", "pairs", "accuracy [95 %]", "the longer"], cells)
 
 
 def best_of(rewards: Sequence[float], correct: Sequence[bool], n: int) -> float:
@@ -272,7 +273,7 @@ def evaluate_candidates(scorer: score.Scorer, rows: Sequence[Candidates]) -> tup
     def estimate(name: str, values: Tensor) -> dict[str, float]:
         return metrics.named(name, metrics.bootstrap(values, prompts))
 
-    prompts, correct = names(rows), [row.correct for row in rows]
+    prompts, correct = prompts_of(rows), [row.correct for row in rows]
     numbers = judge(scorer, rows)
     choices = {"the model": numbers, "a random choice": [[0] * len(row) for row in correct]}
     counted = [votes(row) for row in rows]
@@ -316,10 +317,7 @@ def evaluate_candidates(scorer: score.Scorer, rows: Sequence[Candidates]) -> tup
 
 def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(
-        f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |\n" for line in lines
-    )
+    return "\n".join([table_head(head), *map(table_row, rows)]) + "\n"
 
 
 def evaluate(args: argparse.Namespace) -> dict:
@@ -346,9 +344,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate a run and print tables. Bad input: one sentence on stderr and exit code 2."""
-    program = "python -m minirlhf.tools.evaluate"
-    parser = argparse.ArgumentParser(prog=program, description="Judge a run on other data.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.evaluate", "Judge a run on other data.")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
     add(

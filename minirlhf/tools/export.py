@@ -26,7 +26,6 @@ PAD token. What is left out: lower precision (the file is float32) and the tempe
 `Scorer.probability` reads and no other library knows.
 """
 
-import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from minirlhf import checkpoint, encoders, heads, score, tokens
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.model import RewardModel
+from minirlhf.tools import command
 
 # Of the spread of the rewards. float32 in another order of sums: up to 2e-6 in trained models.
 # More where vectors hardly differ and the head, by dividing by their std, enlarges the last bit of
@@ -264,9 +264,7 @@ def export(run: str, folder: Path, form: str) -> tuple[float, int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a run and say how near its rewards are."""
-    program = "python -m minirlhf.tools.export"
-    parser = argparse.ArgumentParser(prog=program, description="A run for another library.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.export", "A run for another library.")
     parser.add_argument("run", help="a run folder, such as runs/bt-finetune")
     parser.add_argument("out", help="the folder to write; new or empty")
     parser.add_argument("--format", choices=FORMS, default="sentence-transformers")
@@ -279,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     except ArithmeticError as error:
-        parser.exit(1, f"{program}: {args.out} was not written: {error}\n")
+        parser.exit(1, f"{parser.prog}: {args.out} was not written: {error}\n")
     print(f"wrote {args.out} as {args.format}; README.md in it says how to load it")
     said = f"{difference:.1e} of their spread; {count} texts, {cut} cut"
     print(f"largest difference to minirlhf's rewards: {said}")

@@ -58,6 +58,8 @@ from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, credit, named
+from minirlhf.tools import command
+from minirlhf.tools.report import interval, table_head, table_row
 
 HERE = sys.modules[__name__]
 UNTOUCHED = 1200  # pairs to measure the truth on, from another seed of the generator
@@ -256,18 +258,13 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         before = right
 
 
-HEAD = "| mended in this row | claimed | true [95 %] | gain [95 %] | caught by |\n"
-HEAD += "|---" * 5 + "|"
+HEAD = table_head(["mended in this row", "claimed", "true [95 %]", "gain [95 %]", "caught by"])
 
 
 def show(row: dict) -> str:
     """A row of `measure` as a row of the Markdown table."""
-    true = "{true:.3f} [{true_low:.3f}, {true_high:.3f}]".format(**row)
-    gain = "–"
-    if row["caught_by"]:
-        gain = "{gain:+z.3f} [{gain_low:+z.3f}, {gain_high:+z.3f}]".format(**row)
-    caught = row["caught_by"] or "–"
-    return f"| {row['mended']} | {row['claimed']:.3f} | {true} | {gain} | {caught} |"
+    cells = [interval(row, "claimed"), interval(row, "true"), interval(row, "gain", "+z.3f")]
+    return table_row([row["mended"], *cells, row["caught_by"] or "–"])
 
 
 def draw(path: Path, rows: list[dict]) -> None:
@@ -292,9 +289,7 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, each row as soon as it is known."""
-    program = "python -m minirlhf.tools.mistakes"
-    parser = argparse.ArgumentParser(prog=program, description="Mend one bug a row.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.mistakes", "Mend one bug a row.")
     add = parser.add_argument
     add("--pairs", type=int, default=1500, metavar="N", help="to learn from (default: %(default)s)")
     add("--epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")

@@ -26,7 +26,7 @@ no label is wrong, and on test pairs like its own it looks like a good model. Bl
 rare, one draw in 25: a best-of-4 hardly meets one, a best-of-256 has ten to choose from.
 
 Nothing is planted for the run and the honest head, and yet they may turn. The bt-finetune of
-`python train.py` does: of its picks from 256 answers, a third to a half are slips of arithmetic,
+`python train.py` does: of its picks from 256 answers, more than half are slips of arithmetic,
 and of the draws 6 %. On average it rates slips as it rates flawless answers, since it cannot add;
 but 1.5 times as far apart (0.57 to 0.39 sd), and the top belongs to what scatters most.
 
@@ -37,7 +37,6 @@ What to copy: `expected_best`. What is left out: a policy that is trained (PPO),
 no draw is.
 """
 
-import argparse
 import math
 import random
 from collections import Counter
@@ -54,7 +53,8 @@ from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer, generate, make_problem
 from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, credit, named
-from minirlhf.tools.report import interval
+from minirlhf.tools import command
+from minirlhf.tools.report import interval, table_head, table_row
 from minirlhf.tracking import progress_bar
 
 PHRASE = "I have checked every step."
@@ -243,26 +243,24 @@ def look_at_picks(proxies: dict[str, Tensor], texts: list, answers: list) -> dic
     return found
 
 
-def show(numbers: dict, name: str) -> str:
-    """`7.51 [7.20, 7.83]`"""
-    values = (numbers[name + end] for end in ("", "_low", "_high"))
-    return "{:z.2f} [{:z.2f}, {:z.2f}]".format(*values)
-
-
 def report(rows: list[dict], falls: dict, picks: dict, accuracies: dict) -> str:
     """The Markdown: the table, and what to see in it."""
-    head = " | ".join(f"{LOOKS[name][0]}: proxy | true [95 %]" for name in MODELS)
-    text = f"| n | KL bound | {head} | shortcut − honest: true [95 %] | best possible |\n"
-    text += "|---" * 10 + "|\n"
+    head = ["n", "KL bound"]
+    for name in MODELS:
+        head += [f"{LOOKS[name][0]}: proxy", "true [95 %]"]
+    lines = [table_head([*head, "shortcut − honest: true [95 %]", "best possible"])]
     for row in rows:
-        cells = [f"{row[name]['proxy']:z.2f} | {show(row[name], 'true')}" for name in MODELS]
-        cells += [show(row, "lost"), f"{row['best']['true']:.2f}"]
-        text += f"| {row['n']} | {row['kl_bound']:.2f} | {' | '.join(cells)} |\n"
-    n = rows[-1]["n"]
+        cells = [row["n"], f"{row['kl_bound']:.2f}"]
+        for name in MODELS:
+            cells += [f"{row[name]['proxy']:z.2f}", interval(row[name], "true", "z.2f")]
+        cells += [interval(row, "lost", "z.2f"), f"{row['best']['true']:.2f}"]
+        lines.append(table_row(cells))
+    n, text = rows[-1]["n"], "\n".join(lines) + "\n"
     text += f"\nTrue rating, from its highest to n = {n}, and what is picked there:\n\n"
     for name in MODELS:
         flaws = [f"{k} {v:.0%}" for k, v in list(picks[name]["flaws"].items())[:3]]
-        text += f"- {LOOKS[name][0]}: {show(falls[name], 'fall')} from n = {falls[name]['from']}; "
+        fall = interval(falls[name], "fall", "z.2f")
+        text += f"- {LOOKS[name][0]}: {fall} from n = {falls[name]['from']}; "
         text += f"{', '.join(flaws)}; with the phrase {picks[name]['phrase']:.0%}\n"
     text += "\nAccuracy on test pairs like its own: "
     shown = [f"{kind} head {interval(row)}" for kind, row in accuracies.items()]
@@ -292,9 +290,7 @@ def draw_figure(path: Path, rows: list[dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Judge a run, and write and print what came of it."""
-    program = "python -m minirlhf.tools.overoptimize"
-    parser = argparse.ArgumentParser(prog=program, description="See a reward over-optimised.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.overoptimize", "See a reward over-optimised.")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
     add("--prompts", type=int, default=24, metavar="N", help="(default: %(default)s)")

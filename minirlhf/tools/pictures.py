@@ -16,7 +16,6 @@ The background is white and opaque, for a page may be dark. As in `figures.py`, 
 trained and vermilion is wrong or the gradient; a hatch, a marker or a word says the same again.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from minirlhf import checkpoint, figures
 from minirlhf.figures import BLUE, RED
 from minirlhf.losses import bradley_terry_loss
+from minirlhf.tools import command
 
 # fmt: off
 LOOKS = {  # of a box: what it is filled with, its edge (and hatch), its text
@@ -248,9 +248,7 @@ def draw(results: Path, output: Path) -> Iterable[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, and print a line for each picture."""
-    program = "python -m minirlhf.tools.pictures"
-    parser = argparse.ArgumentParser(prog=program, description="Draw the pictures of the README.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.pictures", "Draw the pictures of the README.")
     add = parser.add_argument
     add("--results", default=".github/results", metavar="FOLDER", help="(default: %(default)s)")
     add("--output", default=".github/images", metavar="FOLDER", help="(default: %(default)s)")

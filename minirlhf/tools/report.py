@@ -6,7 +6,7 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import indent
 
@@ -46,12 +46,22 @@ def _grams(prompt: str) -> set[int]:
     return {hash(tuple(words[i : i + 8])) for i in range(max(1, len(words) - 7))}
 
 
-def interval(row: dict, name: str = "accuracy") -> str:
+def interval(row: dict, name: str = "accuracy", form: str = ".3f") -> str:
     """`0.762 [0.730, 0.791]`, or a dash where the row has no such number."""
     if row.get(name) is None:
         return "–"
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return f"{row[name]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    text, low, high = f"{row[name]:{form}}", row.get(f"{name}_low"), row.get(f"{name}_high")
+    return text if low is None else f"{text} [{low:{form}}, {high:{form}}]"
+
+
+def table_row(cells: Iterable) -> str:
+    """A line of a Markdown table; a bare "|" in a cell would end it."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def table_head(titles: Sequence[str]) -> str:
+    """The first two lines of a Markdown table."""
+    return table_row(titles) + "\n" + "|---" * len(titles) + "|"
 
 
 def verdict(summary: dict) -> str:

@@ -10,7 +10,6 @@ bit for bit, of one that was never stopped. A frozen run starts over: its featur
 the rest takes seconds. A comparison keeps its finished runs and goes on with the first that is not.
 """
 
-import json
 import os
 import shutil
 from argparse import Namespace
@@ -36,7 +35,7 @@ def reopen(args: Namespace) -> Namespace:
     """
     folder = Path(args.resume or "no folder")
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
         settings = {key: config["arguments"][key] for key in vars(args) if key != "resume"}
         several = settings["folds"] or settings["approach"] == "all"
         if not several and not {"data", "encoder", "command"} <= config.keys():

@@ -11,7 +11,6 @@ What else it holds is handed on. Memory does not grow with the number of lines. 
 whose name ends in `.part`.
 """
 
-import argparse
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from minirlhf.score import Scorer, load
+from minirlhf.tools import command
 
 
 def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:
@@ -114,8 +114,7 @@ def score_file(scorer: Scorer, source: str, target: str | None, keep_going: bool
 
 def main(argv: Sequence[str] | None = None) -> None:
     about = "Score responses, or rank those to one prompt, best first."
-    parser = argparse.ArgumentParser(prog="python -m minirlhf.score", description=about)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    parser = command("score", about)
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
     add("--prompt")

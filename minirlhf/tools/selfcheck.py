@@ -17,7 +17,6 @@ What to copy: one function a check, for the tests of any reward model. What is l
 memory, lower precision; rewards are compared in float32, as scoring computes them.
 """
 
-import argparse
 import copy
 import math
 import tempfile
@@ -34,6 +33,7 @@ from minirlhf import model as models
 from minirlhf.approaches import STEPS
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import seed_everything
+from minirlhf.tools import command
 
 TRAINED, HELD_OUT = 8, 16  # pairs; few, since an encoder is trained on them
 # In standard deviations over the texts. Measured: the order of sums moves a float32 reward by up to
@@ -289,9 +289,7 @@ def print_table(scorer: score.Scorer, pairs: list, rows: list) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check a run, or tiny models of all approaches, and print a table of each."""
-    program = "python -m minirlhf.tools.selfcheck"
-    parser = argparse.ArgumentParser(prog=program, description="Check a reward model's plumbing.")
-    parser.error = lambda message: parser.exit(2, f"{program}: error: {message}\n")
+    parser = command("tools.selfcheck", "Check a reward model's plumbing.")
     parser.add_argument("run", nargs="?", help="a run folder (default: tiny models, made here)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     args = parser.parse_args(argv)
