@@ -22,7 +22,6 @@ import signal
 import sys
 import tempfile
 import time
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -67,13 +66,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about, examples = __doc__.split("\n\n")[:2]
     parser = argparse.ArgumentParser(usage="python train.py [flags]", description=about,
         epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def fail(text: str) -> None:
-        """One line, without argparse's usage; to a misspelt approach, with the nearest one."""
-        nearest = get_close_matches(text.split("'")[1] if "'" in text else "", APPROACHES, 1)
-        parser.exit(2, f"train.py: error: {'; did you mean '.join([text, *nearest])}\n")
-
-    parser.error = fail
+    # An error is one line, without argparse's usage.
+    parser.error = lambda text: parser.exit(2, f"train.py: error: {text}\n")
     add = parser.add_argument_group("what to learn").add_argument
     add("--approach", choices=(*APPROACHES, "all"), default="bt-finetune",
         help="regression: MSE to ratings. classification: BCE on pairs. bt-frozen: Bradley-Terry "
@@ -134,7 +128,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give --fold for one fold or --folds for several, not both")
     if args.overwrite and not args.output:
         parser.error("--overwrite goes with --output FOLDER")
-    if int(os.environ.get("RANK", "0")):  # torchrun's first process reports, the others help it
+    if "LOCAL_RANK" in os.environ and int(os.environ["RANK"]):  # torchrun's first process reports
         args.output, args.tracking_uri = f"{tempfile.mkdtemp()}/run", "none"
         atexit.register(shutil.rmtree, Path(args.output).parent, ignore_errors=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -142,7 +136,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.output = args.output or next(name for name in free if not Path(name).exists())
     if (folder := Path(args.output)).exists() and not args.overwrite:
         parser.error(f"{folder} exists; give another --output, or --overwrite to replace it")
-    if folder.exists() and not (folder / "config.json").is_file():
+    about = folder / "config.json"  # which a folder of another model may hold, too
+    if folder.exists() and not (about.is_file() and '"arguments"' in about.read_text("utf-8")):
         parser.error(f"{folder} is no run folder, so it is not overwritten")
     return args
 
@@ -177,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
         again = f"; go on with: python train.py --resume {shlex.quote(args.output)}"
         # To stderr: what reads the output through a pipe may have been interrupted, too.
-        print("\ninterrupted" + again * Path(args.output, "config.json").exists(), file=sys.stderr)
+        there = [Path(args.output, f"{name}.json").exists() for name in ("config", "metrics")]
+        print("\ninterrupted" + again * (there == [True, False]), file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         text = str(error)
@@ -335,7 +331,7 @@ def run(args: argparse.Namespace) -> None:
     # ---- what came out
     print("\n" + report.verdict(summary))
     print(f"{seconds:.0f} seconds, features included; all is in {output}, see its mistakes.md")
-    print(f"next: python -m minirlhf.score {output} --prompt '2 + 2?' --response 4 --response 5")
+    print("next: python -m minirlhf.score", shlex.quote(args.output), "--prompt 2+2? --response 4")
 
 
 if __name__ == "__main__":

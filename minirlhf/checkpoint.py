@@ -85,6 +85,7 @@ def whole_folder(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists")
+    path = path.resolve()  # a link stays one
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)

@@ -68,8 +68,8 @@ class PreferencePair(NamedTuple):
 def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
     """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
 
-    Rows of JSON and CSV come one by one and once, so that JSON lines are not all held as
-    dictionaries; the others are a `datasets.Dataset`, which lies on disk. Raises ValueError, in one
+    A file's rows come one by one and once, so that they are not all held as dictionaries; the
+    others are a `datasets.Dataset`, which lies on disk. Raises ValueError, in one
     sentence, if there is nothing to read.
     """
     path, kind = Path(dataset), Path(dataset).suffix.lower()
@@ -81,12 +81,13 @@ def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
                 raise ValueError(f"a file has no split {split!r}")
             if kind != ".parquet":
                 return _read_text(path, kind)
+            from pyarrow.parquet import ParquetFile
+
+            return (row for some in ParquetFile(path).iter_batches() for row in some.to_pylist())
         import datasets
 
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says it all
-        if path.is_file():
-            return datasets.load_dataset("parquet", data_files=str(path.resolve()), split=split)
         folder = str(path.resolve()) if dataset and path.is_dir() else None
         return datasets.load_dataset(folder or SHORT_NAMES.get(dataset, dataset), split=split)
     except Exception as error:  # the library has many kinds of its own

@@ -207,4 +207,5 @@ def cached(
 
 def cache_folder() -> Path:
     """Where frozen features are kept: $MINIRLHF_CACHE, else in the user's cache folder."""
-    return Path(os.environ.get("MINIRLHF_CACHE", Path.home() / ".cache" / "minirlhf")) / "features"
+    folder = os.environ.get("MINIRLHF_CACHE") or os.path.expanduser("~/.cache/minirlhf")
+    return Path(folder) / "features"

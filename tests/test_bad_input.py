@@ -230,8 +230,8 @@ def test_what_may_not_be_read_or_written(capsys):
 
 BT, FROZEN = ("--approach", "bt-finetune"), ("--approach", "bt-frozen")
 FLAGS = [
-    (["--approach", "bt-finetun"], "did you mean bt-finetune"),
-    (["--approach", "regresion"], "did you mean regression"),
+    (["--approach", "bt-finetun"], "invalid choice: 'bt-finetun' (choose from"),
+    (["--approach", "regresion"], "invalid choice: 'regresion' (choose from"),
     (["--approach", ""], "invalid choice: ''"),
     (["pairs.jsonl"], "unrecognized arguments: pairs.jsonl"),
     (["--lr"], "argument --lr: expected one argument"),

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 
@@ -195,6 +196,24 @@ def test_files_of_each_kind(tmp_path, suffix):
     else:
         getattr(rows, f"to_{suffix}")(path)
     assert len(data.build_pairs(data.load_rows(str(path)))[0]) == 2
+
+
+def test_a_parquet_file_is_read_as_named_and_as_it_is_now(tmp_path):
+    import datasets
+
+    def write(name, answer):
+        row = {"prompt": "2 + 2?", "chosen": answer, "rejected": "5"}
+        datasets.Dataset.from_list([row]).to_parquet(tmp_path / name)
+        os.utime(tmp_path / name, (10**9, 10**9))  # as an archive or rsync leaves it
+
+    def read(name):
+        return next(iter(data.load_rows(str(tmp_path / name))))["chosen"]
+
+    write("p[1].parquet", "this one")
+    write("p1.parquet", "another one")  # what the name above matches as a pattern
+    assert read("p[1].parquet") == "this one"
+    write("p[1].parquet", "the new content")
+    assert read("p[1].parquet") == "the new content"
 
 
 def test_a_folder_laid_out_as_the_hub_lays_out_argilla_math(tmp_path):

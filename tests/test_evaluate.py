@@ -268,6 +268,38 @@ def test_candidates_are_read_as_pairs_are():
     assert (found.prompt, *found.responses) == pair[:3]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"responses": 5}, "`responses` is no list"),
+        ({"responses": "ab"}, "`responses` is no list"),
+        ({"responses": {"a": 1, "b": 2}}, "`responses` is no list"),
+        ({"responses": []}, "`responses` is no list of texts"),
+        ({"correct": True}, "`correct` is no list"),
+        ({"correct": [True, "no"]}, "`correct` is no list of true and false"),
+        ({"models": 5}, "`models` is no list"),
+        ({"models": [["a"], ["b"]]}, "`models` is no list of names"),
+        ({"answers": "ab"}, "`answers` is no list"),
+    ],
+)
+def test_unsound_candidates_are_named_by_their_row(change, said):
+    row = {"prompt": "2 + 2?", "responses": ["4", "5"], "correct": [True, False]}
+    assert len(evaluate.read_candidates([row, row | {"models": ["a", None]}])) == 2
+    with pytest.raises(ValueError, match=f"row 2: {said}"):
+        evaluate.read_candidates([row, row | change])
+
+
+def test_ctrl_c_ends_a_tool_without_a_stack_trace(runs, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(runs["bt-frozen"]), "--dataset", "arithmetic"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
 def test_all_prompts_judges_them_all_and_warns(runs, capsys):
     rows = generate(120)
     prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}

@@ -302,6 +302,15 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "model" in p.name] == ["model"]
 
 
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")  # which is not there yet
+    for text in ("first", "second", "third"):
+        with checkpoint.whole_folder(tmp_path / "link") as folder:
+            (folder / "a.txt").write_text(text)
+        assert (tmp_path / "real" / "a.txt").read_text() == text
+    assert (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_weights_reach_the_loss_of_every_approach(tiny_encoder):
     for approach, step in STEPS.items():
         built, token_rows, part = prepare(approach, tiny_encoder)

@@ -85,6 +85,7 @@ BAD = [
     ('{"prompt": "a", "responses": []}', "not a list"),
     ('{"prompt": "a", "response": null}', "must be text"),
     ('{"prompt": 3, "response": "b"}', "must be text"),
+    ('{"prompt": "a", "response": ' + "[" * 100_000, "not JSON"),
 ]
 
 
@@ -105,6 +106,14 @@ def test_a_bad_line_is_named_by_its_number(line, reason, runs, capfd):
     assert len(rows_of(out)) == 2
     assert "line 2: " in said
     assert "1 lines" in said
+
+
+@pytest.mark.parametrize("more", [["--output", "o"], ["--keep-going"], ["--input", "rows.jsonl"]])
+def test_flags_that_would_do_nothing_are_refused(more, capsys):
+    with pytest.raises(SystemExit) as stop:
+        score_lines.main(["runs/x", "--prompt", "2 + 2?", "--response", "4", *more])
+    assert stop.value.code == 2
+    assert "--input" in capsys.readouterr().err
 
 
 def test_a_classification_compares_lines_and_does_not_score_them(runs):

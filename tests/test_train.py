@@ -274,6 +274,20 @@ def test_features_made_by_other_code_are_not_taken_for_these(
     assert "seconds, computed" in capsys.readouterr().out
 
 
+def test_a_model_folder_is_no_run_and_is_not_overwritten(tiny_encoder, pairs_file, capsys):
+    shutil.copytree(tiny_encoder, "mine")
+    with pytest.raises(SystemExit) as stop:
+        run("--dataset", pairs_file, "--model", "mine", "--output", "mine", "--overwrite")
+    assert stop.value.code == 2
+    assert "mine is no run folder, so it is not overwritten" in capsys.readouterr().err
+    assert Path("mine/tokenizer.json").is_file()
+
+
+def test_a_rank_without_torchrun_means_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # some batch systems set it for their own use
+    assert train.parse([]).output == "runs/bt-finetune"
+
+
 def test_overwrite_replaces_a_run_and_only_a_run(tiny_encoder, pairs_file):
     flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
     flags += ["--max-length", "96", "--epochs", "1", "--output", "out"]

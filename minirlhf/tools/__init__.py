@@ -13,6 +13,8 @@ pictures     the pictures of README.md, drawn from committed results
 """
 
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def command(name: str, about: str) -> ArgumentParser:
@@ -20,3 +22,14 @@ def command(name: str, about: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"python -m minirlhf.{name}", description=about)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     return parser
+
+
+@contextmanager
+def one_line(parser: ArgumentParser) -> Iterator[None]:
+    """What goes wrong inside is said in one line: bad input with exit code 2, Ctrl-C with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        parser.exit(130, "\ninterrupted\n")
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.error(" ".join(str(error).split()))

@@ -57,7 +57,7 @@ def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]
                     job["resume"] = str(before) if (before / "config.json").exists() else None
                     if job["resume"]:  # torchrun's other processes have none yet
                         child.mkdir(exist_ok=True)
-                    log_file = open(f"{child}.log", "a", 1)  # noqa: SIM115
+                    log_file = open(f"{child}.log", "a", 1, "utf-8")  # noqa: SIM115
                     with locked(child), log_file, redirect_stdout(log_file):
                         run(**job)
                     results[name].append(read(child))
@@ -117,7 +117,7 @@ def compared(results: dict[str, list[dict]]) -> list[dict]:
 def table(rows: Sequence[dict]) -> str:
     """The rows of `compared` as a Markdown table."""
     head = ["approach", "parameters", "seconds a fold", "train accuracy", "test accuracy [95 %]"]
-    head += ["train − test", "minus the better", "mean over subsets [95 %]", "minus the better"]
+    head += ["train - test", "minus the better", "mean over subsets [95 %]", "minus the better"]
     lines = [table_head(head)]
     names = ["train_accuracy", "accuracy", "gap", "minus_better_accuracy", "balanced_accuracy"]
     for row in rows:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from minirlhf import checkpoint, data, loops, metrics, score
 from minirlhf.bundled.arithmetic import PAIRS, generate
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 from minirlhf.tools.report import interval, near_duplicates, table_head, table_row
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
@@ -71,10 +71,15 @@ def read_candidates(rows: Iterable[dict]) -> list[Candidates]:
     for number, row in enumerate(rows, 1):
         lists = {name: row.get(name) for name in Candidates._fields[1:]}
         responses, correct = lists["responses"], lists["correct"]
+        for name, values in lists.items():
+            if values is not None and not isinstance(values, list):
+                raise ValueError(f"row {number}: `{name}` is no list")
         if not responses or not all(isinstance(text, str) for text in responses):
             raise ValueError(f"row {number}: `responses` is no list of texts")
-        if not isinstance(correct, list) or not all(value in (0, 1) for value in correct):
+        if not correct or not all(value in (0, 1) for value in correct):
             raise ValueError(f"row {number}: `correct` is no list of true and false")
+        if not all(name is None or isinstance(name, str) for name in lists["models"] or ()):
+            raise ValueError(f"row {number}: `models` is no list of names")
         for name, values in lists.items():
             if values is not None and len(values) != len(responses):
                 sizes = f"{len(responses)} in `responses`, {len(values)} in `{name}`"
@@ -370,13 +375,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    try:
+    with one_line(parser):
         found = evaluate(args)
         if args.output:
             checkpoint.write_json(Path(args.output), found)
             print(f"all numbers are in {args.output}")
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from minirlhf import checkpoint, encoders, heads, score, tokens
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.model import RewardModel
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 
 # Of the spread of the rewards. float32 in another order of sums: up to 2e-6 in trained models.
 # More where vectors hardly differ and the head, by dividing by their std, enlarges the last bit of
@@ -273,9 +273,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     try:
-        difference, count, cut = export(args.run, Path(args.out).resolve(), args.format)
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        with one_line(parser):
+            difference, count, cut = export(args.run, Path(args.out).resolve(), args.format)
     except ArithmeticError as error:
         parser.exit(1, f"{parser.prog}: {args.out} was not written: {error}\n")
     print(f"wrote {args.out} as {args.format}; README.md in it says how to load it")

@@ -58,7 +58,7 @@ from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, credit, named
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 from minirlhf.tools.report import interval, table_head, table_row
 
 HERE = sys.modules[__name__]
@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     start, rows = time.perf_counter(), []
-    try:
+    with one_line(parser):
         if args.pairs < 100 or args.epochs < 1:
             raise ValueError("--pairs must be 100 or more, and --epochs 1 or more")
         if args.output and not Path(args.output).parent.is_dir():
@@ -313,8 +313,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = {"arguments": vars(args), "seconds": time.perf_counter() - start, "rows": rows}
         if args.output:
             checkpoint.write_json(Path(args.output), found)
-    except (ValueError, OSError, FloatingPointError) as error:
-        parser.error(str(error))
     print(f"\n{found['seconds']:.0f} seconds")
 
 

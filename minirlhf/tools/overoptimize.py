@@ -53,7 +53,7 @@ from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer, generate, make_problem
 from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, credit, named
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 from minirlhf.tools.report import interval, table_head, table_row
 from minirlhf.tracking import progress_bar
 
@@ -248,7 +248,7 @@ def report(rows: list[dict], falls: dict, picks: dict, accuracies: dict) -> str:
     head = ["n", "KL bound"]
     for name in MODELS:
         head += [f"{LOOKS[name][0]}: proxy", "true [95 %]"]
-    lines = [table_head([*head, "shortcut − honest: true [95 %]", "best possible"])]
+    lines = [table_head([*head, "shortcut - honest: true [95 %]", "best possible"])]
     for row in rows:
         cells = [row["n"], f"{row['kl_bound']:.2f}"]
         for name in MODELS:
@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
+    with one_line(parser):
         if args.prompts < 2 or args.n_max < 2:
             raise ValueError("--prompts and --n-max must be 2 or more")
         run, dtype = score.load(args.run, args.device), pick_device(args.device).dtype
@@ -316,8 +316,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         true = torch.tensor([[a.rating for a in draws] for draws in answers], dtype=torch.float64)
         proxies, accuracies = judge(run.model, dtype, texts, seen, args.seed)
         rows, falls = curves(proxies, true)
-    except (ValueError, OSError, FloatingPointError) as error:
-        parser.error(str(error))
     picks = look_at_picks(proxies, texts, answers)
     found = {"arguments": vars(args), "phrase": PHRASE, "chances": CHANCES, "rows": rows}
     found |= {"falls": falls, "picks": picks, "test_accuracy": accuracies}

@@ -26,7 +26,7 @@ from torch import Tensor
 from minirlhf import checkpoint, figures
 from minirlhf.figures import BLUE, RED
 from minirlhf.losses import bradley_terry_loss
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 
 # fmt: off
 LOOKS = {  # of a box: what it is filled with, its edge (and hatch), its text
@@ -253,11 +253,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--results", default=".github/results", metavar="FOLDER", help="(default: %(default)s)")
     add("--output", default=".github/images", metavar="FOLDER", help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
+    with one_line(parser):
         for line in draw(Path(args.results), Path(args.output)):
             print(line)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -40,14 +40,16 @@ def reopen(args: Namespace) -> Namespace:
         several = settings["folds"] or settings["approach"] == "all"
         if not several and not {"data", "encoder", "command"} <= config.keys():
             raise ValueError("config.json is not whole")
-        if not all(row["seconds"] >= 0 for row in read_jsonl(folder / "history.jsonl")):
+        if not all(
+            row["seconds"] >= 0 < row["epoch"] for row in read_jsonl(folder / "history.jsonl")
+        ):
             raise ValueError("history.jsonl is not whole")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no sound run of this version to go on with") from error
     settings = vars(args) | settings
     if any((folder / name).exists() for name in ("metrics.json", "comparison.png")):
         raise ValueError(f"the run in {folder} is finished")
-    if not int(os.environ.get("RANK", "0")):
+    if "LOCAL_RANK" not in os.environ or not int(os.environ["RANK"]):
         settings["output"] = args.resume
     else:  # torchrun's other processes have folders of their own
         settings |= {"output": args.output, "tracking_uri": "none"}

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from minirlhf.score import Scorer, load
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 
 
 def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:
@@ -32,7 +32,7 @@ def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:
         raise ValueError("not UTF-8")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
@@ -125,20 +125,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--keep-going", action="store_true", help="pass over lines that cannot be read")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     args = parser.parse_args(argv)
-    if bool(args.input) == bool(args.prompt and args.response):
+    typed = [bool(args.prompt), bool(args.response), bool(args.input)]
+    if typed not in ([True, True, False], [False, False, True]):
         parser.error("give --prompt and --response, or --input")
+    if (args.output or args.keep_going) and not args.input:
+        parser.error("--output and --keep-going go with --input")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    try:
+    with one_line(parser):
         scorer = load(args.run, args.device)
         if args.input:
             return score_file(scorer, args.input, args.output, args.keep_going)
         print("win rate" if scorer.approach == "classification" else "  reward", " response")
         for number, response in scorer.rank(args.prompt, args.response):
             print(f"{number:8.3f}  {response}")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(130, "\ninterrupted\n")

@@ -33,7 +33,7 @@ from minirlhf import model as models
 from minirlhf.approaches import STEPS
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.device import seed_everything
-from minirlhf.tools import command
+from minirlhf.tools import command, one_line
 
 TRAINED, HELD_OUT = 8, 16  # pairs; few, since an encoder is trained on them
 # In standard deviations over the texts. Measured: the order of sums moves a float32 reward by up to
@@ -298,14 +298,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable_progress_bar()
     failed = 0
     for name in STEPS if args.run is None else [args.run]:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                if args.run is None:
-                    make_tiny_run(name, Path(folder))
-                scorer = score.load(args.run or folder, args.device)
-                pairs, rows = choose(scorer.model, TRAINED)
-            except (ValueError, OSError) as error:
-                parser.error(str(error))
+        with one_line(parser), tempfile.TemporaryDirectory() as folder:
+            if args.run is None:
+                make_tiny_run(name, Path(folder))
+            scorer = score.load(args.run or folder, args.device)
+            pairs, rows = choose(scorer.model, TRAINED)
             print(name if args.run else f"tiny model, {name}")
             failed += print_table(scorer, pairs, rows)
     print(f"{failed} failed; selfcheck.py says what each finds" if failed else "nothing failed")
