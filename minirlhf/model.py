@@ -82,6 +82,11 @@ def build(
 ) -> RewardModel:
     """A new model for an approach: a pretrained encoder and a head that prefers nothing yet.
 
+    In bt-finetune all of the encoder learns but the word embeddings: half of a small encoder's
+    weights, of which a batch touches few, and of many words a small data set says nothing. Measured
+    on validation (calibrated loss; bundled folds 2 and 0, GSM8K fold 0): 0.405, 0.441, 0.637; where
+    they learn, too, 0.418, 0.448, 0.639. Without them a step on short texts is 1.13 times as fast.
+
     pooler: for the bt approaches "mean", "last" or "cls"; None takes "last" for a decoder and
         "mean" for an encoder.
     Raises ValueError if the encoder cannot be had or cannot read `max_length` tokens.
@@ -93,6 +98,7 @@ def build(
         encoder, tokenizer = encoders.load_auto(name, attention)
         for parameter_name, parameter in encoder.named_parameters():  # a pooler is never read
             parameter.requires_grad_(approach == "bt-finetune" and "pooler." not in parameter_name)
+        encoder.get_input_embeddings().requires_grad_(False)
         config, size = encoder.config, encoder.config.hidden_size
         pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))

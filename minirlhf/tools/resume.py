@@ -78,7 +78,7 @@ def started(args: Namespace, config: dict, model: RewardModel) -> dict:
     return config
 
 
-FORMAT = 3  # of the state; raised when what it holds changes
+FORMAT = 4  # of the state; raised when what it holds changes
 
 
 class State:
