@@ -26,9 +26,9 @@ no label is wrong, and on test pairs like its own it looks like a good model. Bl
 rare, one draw in 25: a best-of-4 hardly meets one, a best-of-256 has ten to choose from.
 
 Nothing is planted for the run and the honest head, and yet they may turn. The bt-finetune of
-`python train.py` does: of its picks from 256 answers, more than half are slips of arithmetic,
+`python train.py` does: of its picks from 256 answers, two thirds are slips of arithmetic,
 and of the draws 6 %. On average it rates slips as it rates flawless answers, since it cannot add;
-but 1.5 times as far apart (0.57 to 0.39 sd), and the top belongs to what scatters most.
+but further apart, and the top belongs to what scatters most.
 
 Writes `overoptimize.md`, `.json` and `.png`. It takes a minute on one CPU core that multiplies
 bfloat16 natively, two to three on another; fewer `--prompts` take less and widen the intervals.
