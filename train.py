@@ -77,7 +77,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="arithmetic",
         help="arithmetic (bundled), argilla-math, a .jsonl, .json, .csv or .parquet file, a folder "
-        "of them, or a hub id (default: %(default)s)")
+        "of one kind, or a hub id (default: %(default)s)")
     add("--split", default="train", help="the split to read of a folder or hub id (default: train)")
     for role in ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"):
         add(f"--{role}-column", metavar="NAME", help="name of this column, if unusual")
@@ -331,7 +331,7 @@ def run(args: argparse.Namespace) -> None:
     # ---- what came out
     print("\n" + report.verdict(summary))
     print(f"{seconds:.0f} seconds, features included; all is in {output}, see its mistakes.md")
-    print("next: python -m minirlhf.score", shlex.quote(args.output), "--prompt 2+2? --response 4")
+    print("next: python -m minirlhf.score", shlex.quote(args.output), "--prompt 2+2 --response 4")
 
 
 if __name__ == "__main__":

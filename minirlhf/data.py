@@ -13,7 +13,8 @@ The split hashes the prompt, so it is the same on every machine, for every appro
 many rows are added, and no prompt is in two parts. A split by row is the classic leak: with several
 pairs a prompt, the model has read most test questions, and their good answers, in training.
 
-Copy this file alone; it needs `datasets` for .parquet, folders and the hub. Read next: `tokens.py`.
+Copy this file alone; it needs `pyarrow` for .parquet, `datasets` for folders and the hub.
+Read next: `tokens.py`.
 
 >>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
 >>> pairs, report = build_pairs(rows)
@@ -68,9 +69,9 @@ class PreferencePair(NamedTuple):
 def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
     """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
 
-    A file's rows come one by one and once, so that they are not all held as dictionaries; the
-    others are a `datasets.Dataset`, which lies on disk. Raises ValueError, in one
-    sentence, if there is nothing to read.
+    A file's rows come one by one and once, so that those of JSON lines and .parquet are not all
+    held as dictionaries; the others are a `datasets.Dataset`, which lies on disk. Raises
+    ValueError, in one sentence, if there is nothing to read.
     """
     path, kind = Path(dataset), Path(dataset).suffix.lower()
     try:
@@ -275,7 +276,7 @@ def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
         if len(before) > 1 and not before[-1][1].strip():
             before.pop()  # a prompt that ends with an empty "Assistant:"
         # Some sets give the prompt in a column of its own and inside both sides too.
-        has_prompt = turns["chosen"][0][0] != "assistant" or before[-1] in turns["chosen"]
+        has_prompt = turns["chosen"][0][0] == "user" or before[-1] in turns["chosen"]
         turns = {k: t if has_prompt else before + t for k, t in turns.items()}
     chosen, rejected = turns["chosen"], turns["rejected"]
     shared = 0

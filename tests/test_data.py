@@ -56,6 +56,11 @@ def test_a_prompt_in_its_own_column_is_said_once_and_never_lost(inside):
     asked = "Assistant: Which Bob?\n\nHuman: "
     whole = f"{asked}Hi, I am Bob." if inside else f"Human: Hi, I am Bob.\n\n{asked}Bob Lee."
     assert pair[:3] == (whole, "4", "5")
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "4"}]
+    pair, _ = one(
+        {"prompt": "2 + 2?", "chosen": turns, "rejected": [turns[0], turns[1] | {"content": "5"}]}
+    )
+    assert "2 + 2?" in pair.prompt
 
 
 def test_several_turns_are_kept_whole():

@@ -69,10 +69,10 @@ def started(args: Namespace, config: dict, model: RewardModel) -> dict:
             if before[key] != config[key]:
                 raise ValueError(f"not the same {key} as when {args.output} was started")
         return before
-    # While they are replaced, the model and the state (weights, best ones, two moments: four times
-    # its size) are there twice.
-    copies = 10 if args.approach == "bt-finetune" else 2
-    needed = 4 * copies * sum(p.numel() for p in model.parameters())
+    # While they are replaced, the model and the state (what learns, its best, two moments) are
+    # there twice, at four bytes a number.
+    state = 4 * (args.approach == "bt-finetune")
+    needed = 2 * 4 * sum(p.numel() * (1 + state * p.requires_grad) for p in model.parameters())
     if shutil.disk_usage(Path(args.output).parent).free < needed:
         raise ValueError(f"{args.output} needs {needed / 1e6:,.0f} MB on this disk, which has less")
     return config
