@@ -381,7 +381,7 @@ def product(dtype: torch.dtype, work: Work) -> Run:
     """The ceiling: operations a second of a large matrix product."""
     size = 2048 if work.device.type == "cpu" else 8192
     a, times = torch.randn(size, size, device=work.device).to(dtype), []
-    for _ in range(4):
+    for _ in range(20):  # half a second or more, so that no moment decides
         start = now(work.device)
         a @ a
         times.append(now(work.device) - start)
