@@ -136,8 +136,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.output = args.output or next(name for name in free if not Path(name).exists())
     if (folder := Path(args.output)).exists() and not args.overwrite:
         parser.error(f"{folder} exists; give another --output, or --overwrite to replace it")
-    about = folder / "config.json"  # which a folder of another model may hold, too
-    if folder.exists() and not (about.is_file() and '"arguments"' in about.read_text("utf-8")):
+    config = folder / "config.json"  # a folder with any model in it has one, too
+    if folder.exists() and not (config.is_file() and '"arguments"' in config.read_text("utf-8")):
         parser.error(f"{folder} is no run folder, so it is not overwritten")
     return args
 

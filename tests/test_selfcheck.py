@@ -31,9 +31,8 @@ def sound(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(
-    "approach", ["regression", "bt-finetune"]
-)  # real ratings; the encoder, too
+# One learns from real ratings, the other changes the encoder.
+@pytest.mark.parametrize("approach", ["regression", "bt-finetune"])
 def test_a_sound_run_passes_and_is_not_touched(approach, tiny_encoder, pairs_file, capsys):
     flags = ["--approach", approach, "--dataset", pairs_file, "--model", tiny_encoder]
     flags += ["--max-length", "96", "--epochs", "1", "--tracking-uri", "none", "--device", "cpu"]
