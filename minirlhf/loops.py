@@ -127,8 +127,9 @@ def fit_finetune(
         for i, micro_batches in enumerate(options.progress(updates, f"epoch {epoch}")):
             pairs_in_update = sum(len(picked) for picked in micro_batches)
             for picked in micro_batches:
-                picked = picked[rank::processes]  # torchrun's processes share a batch
-                if not picked:
+                # torchrun's processes share a batch. Neighbours stay together, as they share texts.
+                cuts = [len(picked) * r // processes for r in (rank, rank + 1)]
+                if not (picked := picked[slice(*cuts)]):
                     continue
                 loss, margins = step(worker, *batch(rows, train, picked, device), options)
                 # Weighted by size, so that all parts together give the gradient of one large batch.

@@ -32,7 +32,7 @@ SETTINGS = {
 def train(encoder, plain=False, **settings):
     """History, margins of all pairs, and how far each weight moved, for 9 pairs.
 
-    With 8 pairs a batch, one batch of an epoch is a single pair: the second process has none of it.
+    With 8 pairs a batch, one batch of an epoch is a single pair: one process has none of it.
     """
     adamw = torch.optim.AdamW
     if plain:  # one step of it leaves minus the gradient in the weights, times the rate
@@ -147,3 +147,23 @@ def test_a_process_without_a_text_evaluates_along(tiny_encoder, monkeypatch):
         shares.append(loops._vectors(reward, rows, lambda batches, name: batches))
     assert [int(share.any()) for share in shares] == [1, 1, 1, 0, 0]
     torch.testing.assert_close(sum(shares), alone)
+
+
+def test_the_pairs_of_a_prompt_stay_in_one_process(tiny_encoder, monkeypatch):
+    """Or both would read the response that they share."""
+    built = model.build("bt-finetune", tiny_encoder, max_length=64)
+    texts = [[f"{i} + 1?", f"{i + 1}", f"{i + n}"] for i in range(4) for n in range(2, 6)]
+    pairs = [data.PreferencePair(*text) for text in texts]
+    prompts, responses, (part,) = data.index_texts(pairs)
+    rows, _ = built.encode(prompts, responses)
+    step, read = loops.STEPS["bt-finetune"], []
+
+    def counted(model, rows, *rest):
+        read.append(len(rows))
+        return step(model, rows, *rest)
+
+    monkeypatch.setitem(loops.STEPS, "bt-finetune", counted)
+    for rank in range(2):
+        monkeypatch.setattr(loops, "ranks", lambda rank=rank: (rank, 2))
+        list(loops.fit_finetune(built, rows, part, part, SimpleNamespace(**ARGS, epochs=1)))
+    assert read == [5] * 4  # two batches in two processes: one response right, four wrong
