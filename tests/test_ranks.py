@@ -26,6 +26,7 @@ SETTINGS = {
         "clip": 1e9,
     },
     "learn": {"epochs": 20},
+    "accumulate": {"epochs": 5, "batch_size": 2, "accumulate": 5},
 }
 
 
@@ -74,7 +75,7 @@ def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
     together = {n: [torch.load(tmp_path / f"{n}-{r}.pt") for r in (0, 1)] for n in SETTINGS}
     alone = {name: train(tiny_encoder, **settings) for name, settings in SETTINGS.items()}
 
-    # The gradient of the first step, from unequal shares of 5 and 4 pairs.
+    # The gradient of the first step, from unequal shares of 4 and 5 pairs.
     gradient = alone["one step"][2]
     assert max(moved.abs().max() for moved in gradient.values()) > 1e-3
     for name, moved in gradient.items():
@@ -82,15 +83,17 @@ def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
         torch.testing.assert_close(first, moved, atol=1e-6, rtol=1e-4, msg=name)
         assert torch.equal(first, second)
 
-    # Twenty epochs: losses, accuracies, early stopping and verdicts.
-    history, margins, _ = alone["learn"]
+    # All epochs: losses, accuracies, early stopping and verdicts.
+    history, _, _ = alone["learn"]
     assert len(history) == 20
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
-    first, second = together["learn"]
-    for mine, theirs in zip(first[0], history, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4)
-    assert first[0] == second[0]
-    torch.testing.assert_close(first[1], margins, atol=1e-3, rtol=1e-3)
+    for name in ("learn", "accumulate"):
+        history, margins, _ = alone[name]
+        first, second = together[name]
+        for mine, theirs in zip(first[0], history, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+        assert first[0] == second[0]
+        torch.testing.assert_close(first[1], margins, atol=1e-3, rtol=1e-3)
 
 
 STOPPED = """
@@ -149,8 +152,8 @@ def test_a_process_without_a_text_evaluates_along(tiny_encoder, monkeypatch):
     torch.testing.assert_close(sum(shares), alone)
 
 
-def test_the_pairs_of_a_prompt_stay_in_one_process(tiny_encoder, monkeypatch):
-    """Or both would read the response that they share."""
+def test_neighbouring_pairs_stay_in_one_process(tiny_encoder, monkeypatch):
+    """Pairs of one prompt are neighbours, and both processes would read the text they share."""
     built = model.build("bt-finetune", tiny_encoder, max_length=64)
     texts = [[f"{i} + 1?", f"{i + 1}", f"{i + n}"] for i in range(4) for n in range(2, 6)]
     pairs = [data.PreferencePair(*text) for text in texts]
