@@ -158,12 +158,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run the script. Bad input ends with one sentence on stderr and exit code 2."""
     try:
         args = parse(argv)
-        from minirlhf.tools import resume
+        from minirlhf.runtime import resume
 
         args = resume.reopen(args) if args.resume is not None else args
         with resume.locked(Path(args.output)):
             if args.approach == "all" or args.folds:
-                from minirlhf.tools.compare import compare
+                from minirlhf.commands.compare import compare
 
                 compare(args, APPROACHES, lambda **changes: run(settle(args, **changes)))
             else:
@@ -193,12 +193,14 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging
 
-    from minirlhf import checkpoint, data, encoders, figures, loops, metrics
+    from minirlhf import data, encoders, loops, metrics
     from minirlhf import model as models
     from minirlhf.approaches import Options
-    from minirlhf.device import join_ranks, pick_device, ranks, seed_everything
-    from minirlhf.tools import report, resume
-    from minirlhf.tracking import console_row, progress_bar, track
+    from minirlhf.report import figures
+    from minirlhf.report import words as report
+    from minirlhf.runtime import checkpoint, resume
+    from minirlhf.runtime.device import join_ranks, pick_device, ranks, seed_everything
+    from minirlhf.runtime.tracking import console_row, progress_bar, track
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what is wrong ends the run with a sentence of our own
@@ -281,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
         log({}, step=0)  # no number yet: it keeps the id of MLflow's run in the folder
         print(f"folder    {output}")
 
-        # ---- training (loops.py), saved after each epoch (tools/resume.py): a row of numbers each
+        # ---- training (loops.py), saved after each epoch (runtime/resume.py)
         fit = loops.fit_frozen if frozen else loops.fit_finetune
         state = resume.State(Path(args.resume or output) / "state.safetensors")
         options = Options(args.label_smoothing, args.margin, dtype, progress_bar, state)
@@ -298,8 +300,7 @@ def run(args: argparse.Namespace) -> None:
         if frozen:
             models.save(model, output / "model")
 
-        # ---- evaluation (metrics.py), in pictures (figures.py) and words (tools/report.py): the
-        # test part is read once, here
+        # ---- evaluation (metrics.py), in pictures and words (report/): the test part is read once
         results, worker = {}, model.in_precision(dtype)
         for (name, pairs), part in zip(parts.items(), indexed, strict=True):
             # The test part goes the way of scoring, from tokens in float32; the rest as trained.
@@ -331,7 +332,7 @@ def run(args: argparse.Namespace) -> None:
     # ---- what came out
     print("\n" + report.verdict(summary))
     print(f"{seconds:.0f} seconds, features included; all is in {output}, see its mistakes.md")
-    print("next: python -m minirlhf.score", shlex.quote(args.output), "--prompt 2+2 --response 4")
+    print("next: python -m minirlhf score", shlex.quote(args.output), "--prompt 2+2 --response 4")
 
 
 if __name__ == "__main__":

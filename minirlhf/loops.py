@@ -27,9 +27,9 @@ from torch import Tensor
 
 from minirlhf.approaches import PLAIN, STEPS, bt_frozen
 from minirlhf.data import Part
-from minirlhf.device import ranks, sum_over_ranks
 from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
+from minirlhf.runtime.device import ranks, sum_over_ranks
 from minirlhf.tokens import shuffled_batches
 
 # The root mean square of the margins on the training pairs with which fine-tuning starts.
@@ -86,8 +86,8 @@ def fit_finetune(
         dropout: 0 turns it off, also where the encoder was pretrained with it. The two sides of a
             pair would see two masks, and that noise is as large as the margins to be learned.
 
-    With `options.state` (`tools/resume.py`) all that the loop holds is saved after each epoch. If a
-    state is found, its epoch's row is yielded once more, and training goes on from there.
+    With `options.state` (`runtime/resume.py`) all that the loop holds is saved after each epoch. If
+    a state is found, its epoch's row is yielded once more, and training goes on from there.
     """
     step, device = STEPS[model.info["approach"]], model.device
     dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]

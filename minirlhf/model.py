@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minirlhf import checkpoint, encoders, heads, pooling, tokens
+from minirlhf import encoders, heads, pooling, tokens
+from minirlhf.runtime import checkpoint
 
 FORMAT = 1  # of the model folder; raised when its layout changes
 HEADS = {"regression": heads.MLPHead, "classification": heads.PairHead,

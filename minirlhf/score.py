@@ -5,8 +5,8 @@
 
 or, from the command line,
 
-    python -m minirlhf.score runs/bt-finetune --prompt "What is 2 + 2?" --response 4 --response 5
-    python -m minirlhf.score runs/bt-finetune --input rows.jsonl --output scored.jsonl
+    python -m minirlhf score runs/bt-finetune --prompt "What is 2 + 2?" --response 4 --response 5
+    python -m minirlhf score runs/bt-finetune --input rows.jsonl --output scored.jsonl
 
 A score is the raw reward of training. A regression's lies on the scale of its ratings. A
 Bradley-Terry reward means nothing by itself; its difference to the reward of another response to
@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minirlhf.device import pick_device
 from minirlhf.model import RewardModel
 from minirlhf.model import load as load_model
-from minirlhf.tracking import progress_bar
+from minirlhf.runtime.device import pick_device
+from minirlhf.runtime.tracking import progress_bar
 
 
 class Scorer:
@@ -98,9 +98,3 @@ def load(run: str | Path, device: str = "auto") -> Scorer:
     """Load what `train.py` saved in the folder `run`. Raises ValueError if it holds no model."""
     chosen = pick_device(device)
     return Scorer(load_model(Path(run) / "model", chosen.device, chosen.attention))
-
-
-if __name__ == "__main__":
-    from minirlhf.tools.score_lines import main
-
-    main()

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from minirlhf import data, figures, score
+from minirlhf import data, score
 from minirlhf import model as models
-from minirlhf.checkpoint import save_tensors
-from minirlhf.tools import score_lines
+from minirlhf.commands import score as score_lines
+from minirlhf.report import figures
+from minirlhf.runtime.checkpoint import save_tensors
 
 QUIET = ("--tracking-uri", "none", "--device", "cpu")
 
@@ -432,7 +433,7 @@ def test_a_bad_run_folder(kind, approach, trained, capsys):
     shutil.copytree(trained[approach], "run")
     damage(Path("run/model"))
     flags = ("run", "--prompt", "2 + 2?", "--response", "4", "--device", "cpu")
-    assert words in refused(capsys, *flags, main=score_lines.main, name="python -m minirlhf.score")
+    assert words in refused(capsys, *flags, main=score_lines.main, name="python -m minirlhf score")
 
 
 @pytest.mark.parametrize("approach", ["bt-finetune", "classification"])

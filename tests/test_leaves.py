@@ -21,7 +21,7 @@ LEAVES = [
     "losses",
     "metrics",
 ]
-LEAVES += ["device", "checkpoint", "tracking"]
+LEAVES += ["runtime/device", "runtime/checkpoint", "runtime/tracking"]
 SOURCES = [*sorted((ROOT / "minirlhf").rglob("*.py")), ROOT / "train.py"]
 
 

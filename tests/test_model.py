@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import MINILM
 
-from minirlhf import checkpoint, data, loops, model, score, tokens
+from minirlhf import data, loops, model, score, tokens
 from minirlhf.approaches import STEPS, Options
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.device import seed_everything
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.device import seed_everything
 
 ARGS = {"lr": 1e-3, "weight_decay": 0.0, "patience": 1000, "seed": 0, "batch_size": 8}
 ARGS |= {"accumulate": 1, "warmup": 0.1, "clip": 1.0, "dropout": 0.0}

@@ -1,6 +1,5 @@
 """README's commands parse, its Python blocks run, and its links lead somewhere."""
 
-import importlib
 import json
 import re
 import shlex
@@ -12,7 +11,10 @@ from pathlib import Path
 import pytest
 
 import train
-from minirlhf.tools import compare, mistakes, pictures, score_lines
+from minirlhf import __main__
+from minirlhf.commands import compare
+from minirlhf.commands import score as score_lines
+from minirlhf.experiments import mistakes, pictures
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,29 +39,29 @@ def test_train_commands_parse(command):
     assert args.approach in (*train.APPROACHES, "all")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "minirlhf.score" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "minirlhf score" in c])
 def test_score_commands_parse(command, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        score_lines.main(shlex.split(command)[3:])
+        score_lines.main(shlex.split(command)[4:])
     assert "no trained model" in capsys.readouterr().err  # parsed; there is just no run here
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "minirlhf.tools" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m minirlhf" in c])
 def test_tools_commands_parse(command, capsys):
-    module, *flags = shlex.split(command)[2:]
+    _, name, *flags = shlex.split(command)[2:]
     reason = "no trained model"  # parsed; there is just no run here
-    if module.endswith("benchmark"):  # it needs none, and takes minutes
+    if name == "benchmark":  # it needs none, and takes minutes
         flags, reason = [*flags, "--dataset", "nowhere.jsonl"], "No such file"
-    if module.endswith("mistakes"):  # the same
+    if name == "mistakes":  # the same
         flags, reason = [*flags, "--model", "no-such/model"], "cannot load the model"
     with pytest.raises(SystemExit) as stop:
-        importlib.import_module(module).main(flags)
+        __main__.main([name, *flags])
     assert stop.value.code == 2
     assert reason.casefold() in capsys.readouterr().err.casefold()
 
 
 def test_no_command_is_left_untested():
-    tested = ("python train.py", "torchrun --nproc-per-node 4 train.py", "python -m minirlhf.")
+    tested = ("python train.py", "torchrun --nproc-per-node 4 train.py", "python -m minirlhf ")
     assert all(command.startswith(tested) for command in COMMANDS[2:])
 
 
@@ -90,11 +92,12 @@ def test_links_and_file_names_resolve():
 
 def test_every_flag_in_the_text_exists(capsys):
     helps = "--nproc-per-node "  # torchrun's
-    modules = {command.split()[2] for command in COMMANDS if "minirlhf.tools" in command}
-    tools = [importlib.import_module(module).main for module in modules]
-    for command in (train.main, score_lines.main, *tools):
-        with pytest.raises(SystemExit):
-            command(["--help"])
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    for name in (*__main__.COMMANDS, *__main__.EXPERIMENTS):
+        if name != "compare":
+            with pytest.raises(SystemExit):
+                __main__.main([name, "--help"])
         helps += capsys.readouterr().out
     assert set(re.findall(r"(--[a-z][a-z-]+)", README)) <= set(re.findall(r"(--[a-z-]+)", helps))
 

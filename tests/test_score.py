@@ -10,7 +10,7 @@ import torch
 import minirlhf
 from minirlhf import model
 from minirlhf.approaches import STEPS
-from minirlhf.tools import score_lines
+from minirlhf.commands import score as score_lines
 
 PROMPT, RESPONSES = "2 + 2?", ["4", "It is 5, I think.", "2 + 2 = 4. Answer: 4."]
 

@@ -49,7 +49,7 @@ def test_a_hundred_thousand_rows_are_scored_in_flat_memory(tiny_encoder):
                 print(json.dumps(row), file=file)
         out = f"scored-{count}.jsonl"
         command = ["run", "--input", "rows.jsonl", "--output", out, "--device", "cpu"]
-        seen[count] = measured("minirlhf.score", *command)
+        seen[count] = measured("minirlhf", "score", *command)
         with open(out) as file:
             assert sum(json.loads(line)["id"] == i for i, line in enumerate(file)) == count
     print(seen)

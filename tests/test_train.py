@@ -14,7 +14,7 @@ import minirlhf
 import train
 from minirlhf import pooling
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.tools import score_lines
+from minirlhf.commands import score as score_lines
 
 QUIET = ["--tracking-uri", "none", "--device", "cpu"]
 
@@ -330,7 +330,7 @@ def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatc
 
 
 def test_mps_is_parsed_and_chosen_where_there_is_one(monkeypatch):
-    from minirlhf.device import pick_device
+    from minirlhf.runtime.device import pick_device
 
     args = train.parse(["--approach", "bt-finetune", "--device", "mps"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

@@ -21,11 +21,11 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from minirlhf.checkpoint import load_tensors, read_json, read_jsonl, save_tensors
-from minirlhf.device import ranks
 from minirlhf.encoders import fingerprint
 from minirlhf.loops import Best
 from minirlhf.model import RewardModel
+from minirlhf.runtime.checkpoint import load_tensors, read_json, read_jsonl, save_tensors
+from minirlhf.runtime.device import ranks
 
 
 def reopen(args: Namespace) -> Namespace:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from minirlhf import checkpoint, encoders, loops, model, tracking
-from minirlhf.tools import resume
+from minirlhf import encoders, loops, model
+from minirlhf.runtime import checkpoint, resume, tracking
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def flags(tiny_encoder: str, *more: str) -> list[str]:

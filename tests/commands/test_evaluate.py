@@ -14,8 +14,8 @@ import torch
 import train
 from minirlhf import data, score
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.tools import evaluate
-from minirlhf.tools.evaluate import Candidates, best_of, votes
+from minirlhf.commands import evaluate
+from minirlhf.commands.evaluate import Candidates, best_of, votes
 
 TINY = ["--max-length", "96", "--epochs", "2", "--tracking-uri", "none", "--device", "cpu"]
 
@@ -399,7 +399,7 @@ def refused(capsys, *flags) -> str:
         evaluate.main([*map(str, flags), "--device", "cpu"])
     said = capsys.readouterr()
     assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
-    return said.err.removeprefix("python -m minirlhf.tools.evaluate: error: ")
+    return said.err.removeprefix("python -m minirlhf evaluate: error: ")
 
 
 GOOD = {"prompt": "2 + 2?", "responses": ["4", "5"], "correct": [True, False]}

@@ -18,8 +18,8 @@ from transformers import BertConfig, BertModel
 
 import train
 from minirlhf import encoders
-from minirlhf.device import Device, seed_everything
-from minirlhf.tools import benchmark
+from minirlhf.experiments import benchmark
+from minirlhf.runtime.device import Device, seed_everything
 
 FLOAT32 = Device(torch.device("cpu"), torch.float32, None, "for the test")
 

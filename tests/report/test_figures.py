@@ -8,7 +8,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from minirlhf import figures, metrics
+from minirlhf import metrics
+from minirlhf.report import figures
 
 SCORER = ["learning_curves.png", "reliability.png", "reward_length.png", "rewards.png"]
 
@@ -147,7 +148,7 @@ def test_matplotlib_is_imported_when_a_picture_is_drawn_and_pyplot_never():
     code = "import sys, pathlib; from minirlhf import figures; print('matplotlib' in sys.modules);"
     code += "figures.draw_comparison(pathlib.Path('a.png'), [{'name': 'a', 'accuracy': 0.5}]);"
     code += "print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
-    root = Path(figures.__file__).parents[1]
+    root = Path(figures.__file__).parents[2]
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r}); {code}"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True", "False"]

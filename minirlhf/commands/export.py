@@ -1,7 +1,7 @@
 """A trained run as a model folder of another library, which then needs nothing of minirlhf.
 
-    python -m minirlhf.tools.export runs/bt-frozen OUT
-    python -m minirlhf.tools.export runs/bt-finetune OUT --format sequence-classification
+    python -m minirlhf export runs/bt-frozen OUT
+    python -m minirlhf export runs/bt-finetune OUT --format sequence-classification
 
 Exact means: the other library gives `minirlhf.score`'s rewards, up to the order of float32 sums.
 Two forms can be exact.
@@ -33,10 +33,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minirlhf import checkpoint, encoders, heads, score, tokens
+from minirlhf import encoders, heads, score, tokens
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.model import RewardModel
-from minirlhf.tools import command, one_line
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.command_line import command, one_line
 
 # Of the spread of the rewards. float32 in another order of sums: up to 2e-6 in trained models.
 # More where vectors hardly differ and the head, by dividing by their std, enlarges the last bit of
@@ -46,7 +47,7 @@ POOLING = {"mean": "mean", "last": "lasttoken", "cls": "cls"}  # ours -> sentenc
 
 README = """# A reward model as {form}
 
-Written by `python -m minirlhf.tools.export` from a {approach} run.
+Written by `python -m minirlhf export` from a {approach} run.
 Tried with transformers {versions[transformers]} and sentence-transformers
 {versions[sentence-transformers]}.
 To load it, in this folder:
@@ -264,7 +265,7 @@ def export(run: str, folder: Path, form: str) -> tuple[float, int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a run and say how near its rewards are."""
-    parser = command("tools.export", "A run for another library.")
+    parser = command("export", "A run for another library.")
     parser.add_argument("run", help="a run folder, such as runs/bt-finetune")
     parser.add_argument("out", help="the folder to write; new or empty")
     parser.add_argument("--format", choices=FORMS, default="sentence-transformers")

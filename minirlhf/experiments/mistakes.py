@@ -1,6 +1,6 @@
 """From a coin-flip to honest, one bug at a time: what common mistakes of reward models really cost.
 
-    python -m minirlhf.tools.mistakes --output mistakes.json
+    python -m minirlhf mistakes --output mistakes.json
 
 The first row of the table is the recipe of a public notebook, rebuilt: minirlhf's bt-finetune with
 eight mistakes planted, each a few lines below, beside its mend. Each further row mends one more
@@ -52,14 +52,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from minirlhf import checkpoint, data, figures, heads, loops, pooling, tokens
+from minirlhf import data, heads, loops, pooling, tokens
 from minirlhf import model as models
 from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, credit, named
-from minirlhf.tools import command, one_line
-from minirlhf.tools.report import interval, table_head, table_row
+from minirlhf.report import figures
+from minirlhf.report.words import interval, table_head, table_row
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.device import pick_device, seed_everything
 
 HERE = sys.modules[__name__]
 UNTOUCHED = 1200  # pairs to measure the truth on, from another seed of the generator
@@ -183,7 +185,7 @@ BUGS = (
         "tests/test_metrics.py::test_the_accuracy_of_a_part_is_no_mean_of_batch_means", False),
     Bug("chosen on test", "choose the epoch on validation, not on test",
         ((HERE, "best_on_validation", best_on_test),),
-        "tests/test_mistakes.py::test_the_test_part_does_not_choose_the_epoch", False),
+        "tests/experiments/test_mistakes.py::test_the_test_part_does_not_choose_the_epoch", False),
 )  # fmt: skip
 
 
@@ -289,7 +291,7 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, each row as soon as it is known."""
-    parser = command("tools.mistakes", "Mend one bug a row.")
+    parser = command("mistakes", "Mend one bug a row.")
     add = parser.add_argument
     add("--pairs", type=int, default=1500, metavar="N", help="to learn from (default: %(default)s)")
     add("--epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")

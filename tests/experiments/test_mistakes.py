@@ -13,11 +13,12 @@ from minirlhf import data, heads, loops, losses, metrics, pooling, score, tokens
 from minirlhf import model as models
 from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.device import pick_device, seed_everything
-from minirlhf.tools import mistakes, selfcheck
-from minirlhf.tools.mistakes import BUGS, planted
+from minirlhf.commands import selfcheck
+from minirlhf.experiments import mistakes
+from minirlhf.experiments.mistakes import BUGS, planted
+from minirlhf.runtime.device import pick_device, seed_everything
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMED = {bug.name: bug for bug in BUGS}
 
 
@@ -239,5 +240,5 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, capsys):
     said = capsys.readouterr()
     assert stopped.value.code == 2
     assert said.out == ""
-    assert said.err.startswith("python -m minirlhf.tools.mistakes: error: ")
+    assert said.err.startswith("python -m minirlhf mistakes: error: ")
     assert said.err.count("\n") == 1

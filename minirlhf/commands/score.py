@@ -1,8 +1,8 @@
 """The command line of `minirlhf.score`: rank some responses, or score a file line by line.
 
-    python -m minirlhf.score runs/bt-finetune --prompt "2 + 2?" --response 4 --response 5
-    python -m minirlhf.score runs/bt-finetune --input rows.jsonl --output scored.jsonl
-    cat rows.jsonl | python -m minirlhf.score runs/bt-finetune --input - --keep-going
+    python -m minirlhf score runs/bt-finetune --prompt "2 + 2?" --response 4 --response 5
+    python -m minirlhf score runs/bt-finetune --input rows.jsonl --output scored.jsonl
+    cat rows.jsonl | python -m minirlhf score runs/bt-finetune --input - --keep-going
 
 A line is a JSON object with `prompt` and `response`, and gets a `score`; or with `prompt` and a
 list `responses`, and gets `scores` (of a classification: mean probabilities of being preferred).
@@ -19,8 +19,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+from minirlhf.runtime.command_line import command, one_line
 from minirlhf.score import Scorer, load
-from minirlhf.tools import command, one_line
 
 
 def read_line(line: str, compares: bool) -> tuple[dict, str, list[str]]:

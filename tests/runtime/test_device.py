@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minirlhf import device
+from minirlhf.runtime import device
 
 
 @pytest.fixture

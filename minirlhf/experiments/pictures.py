@@ -1,11 +1,11 @@
 """Every picture of the README that is not of one run, from the results in the repository.
 
-    python -m minirlhf.tools.pictures
+    python -m minirlhf pictures
 
     pooling.png      which tokens does each pooler read, and which one is read by mistake?
     gradient.png     how far does the gradient reach, in each of the four approaches?
     losses.png       what does the Bradley-Terry loss do, and what does a sigmoid before it spoil?
-    comparison.png   which approach is better? From `bundled.json`, rows of `tools/compare.py`
+    comparison.png   which approach is better? From `bundled.json`, rows of `commands/compare.py`
     mistakes.png     what does each classic mistake cost? From `mistakes.json`
 
 The first three need no results; the last two are skipped, with a line that says so, where theirs
@@ -23,10 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minirlhf import checkpoint, figures
-from minirlhf.figures import BLUE, RED
 from minirlhf.losses import bradley_terry_loss
-from minirlhf.tools import command, one_line
+from minirlhf.report import figures
+from minirlhf.report.figures import BLUE, RED
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.command_line import command, one_line
 
 # fmt: off
 LOOKS = {  # of a box: what it is filled with, its edge (and hatch), its text
@@ -167,7 +168,7 @@ def _losses(chosen: Tensor, rejected: Tensor) -> list[float]:
 
 def draw_mistakes(path: Path, rows: list[dict]) -> None:
     """What each classic mistake costs, as the tool that measured it draws it."""
-    from minirlhf.tools.mistakes import draw
+    from minirlhf.experiments.mistakes import draw
 
     draw(path, rows)
 
@@ -248,7 +249,7 @@ def draw(results: Path, output: Path) -> Iterable[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, and print a line for each picture."""
-    parser = command("tools.pictures", "Draw the pictures of the README.")
+    parser = command("pictures", "Draw the pictures of the README.")
     add = parser.add_argument
     add("--results", default=".github/results", metavar="FOLDER", help="(default: %(default)s)")
     add("--output", default=".github/images", metavar="FOLDER", help="(default: %(default)s)")

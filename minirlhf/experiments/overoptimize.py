@@ -1,6 +1,6 @@
 """Over-optimisation on a laptop: the best of n answers by a reward model, and what it is worth.
 
-    python -m minirlhf.tools.overoptimize runs/bt-finetune
+    python -m minirlhf overoptimize runs/bt-finetune
 
 To prompts of the bundled data's kind that the run never saw, n answers are drawn, and the one with
 the highest reward is kept. The harder one optimises (the larger n), the higher that reward, the
@@ -47,15 +47,17 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from minirlhf import checkpoint, data, figures, loops, score
+from minirlhf import data, loops, score
 from minirlhf import model as models
 from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer, generate, make_problem
-from minirlhf.device import pick_device, seed_everything
 from minirlhf.metrics import bootstrap, credit, named
-from minirlhf.tools import command, one_line
-from minirlhf.tools.report import interval, table_head, table_row
-from minirlhf.tracking import progress_bar
+from minirlhf.report import figures
+from minirlhf.report.words import interval, table_head, table_row
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.device import pick_device, seed_everything
+from minirlhf.runtime.tracking import progress_bar
 
 PHRASE = "I have checked every step."
 POOR = 6.0  # answers rated below have, but for a few, a wrong result
@@ -290,7 +292,7 @@ def draw_figure(path: Path, rows: list[dict]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Judge a run, and write and print what came of it."""
-    parser = command("tools.overoptimize", "See a reward over-optimised.")
+    parser = command("overoptimize", "See a reward over-optimised.")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
     add("--prompts", type=int, default=24, metavar="N", help="(default: %(default)s)")

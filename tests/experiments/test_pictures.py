@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from minirlhf import figures, losses, pooling
-from minirlhf.tools import pictures
+from minirlhf import losses, pooling
+from minirlhf.experiments import pictures
+from minirlhf.report import figures
 
 SCHEMES = ["gradient.png", "losses.png", "pooling.png"]
-MODULE = "minirlhf.tools.mistakes"
+MODULE = "minirlhf.experiments.mistakes"
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minirlhf import checkpoint, data, device, loops, model
+from minirlhf import data, loops, model
 from minirlhf.bundled.arithmetic import generate
+from minirlhf.runtime import checkpoint, device
 
 ARGS = {"lr": 1e-3, "weight_decay": 0.01, "patience": 1000, "seed": 0, "batch_size": 8}
 ARGS |= {"accumulate": 1, "warmup": 0.1, "clip": 1.0, "dropout": 0.0}
@@ -115,7 +116,7 @@ train.main(sys.argv[1:])
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--folds", "2"]])
 def test_two_processes_resume_what_two_were_stopped_at(more, tiny_encoder, pairs_file):
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     Path("stopped.py").write_text(STOPPED.format(root=root))
     flags = ["--dataset", "pairs.jsonl", "--model", tiny_encoder, "--max-length", "64", *more]
     flags += ["--epochs", "4", "--batch-size", "8", "--device", "cpu", "--tracking-uri", "none"]

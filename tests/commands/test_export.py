@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import train
 from minirlhf import heads, model, score, tokens
-from minirlhf.tools import export
+from minirlhf.commands import export
 
 CLASSIFIER = "sequence-classification"
 CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
@@ -198,7 +198,7 @@ def refused(capsys, *flags) -> str:
         export.main(flags)
     said = capsys.readouterr()
     assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
-    return said.err.removeprefix("python -m minirlhf.tools.export: error: ")
+    return said.err.removeprefix("python -m minirlhf export: error: ")
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tiny_encoder, capsys):

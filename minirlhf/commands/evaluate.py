@@ -1,7 +1,7 @@
 """How good is a run on other data? Pairs, or several graded candidates for each prompt.
 
-    python -m minirlhf.tools.evaluate runs/bt-finetune --dataset candidates.jsonl
-    python -m minirlhf.tools.evaluate runs/bt-finetune --dataset allenai/reward-bench \\
+    python -m minirlhf evaluate runs/bt-finetune --dataset candidates.jsonl
+    python -m minirlhf evaluate runs/bt-finetune --dataset allenai/reward-bench \\
         --split filtered --output rewardbench.json
 
 Pairs, in any layout that `train.py` reads: what `metrics.json` says of a test part, and a table of
@@ -37,10 +37,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minirlhf import checkpoint, data, loops, metrics, score
+from minirlhf import data, loops, metrics, score
 from minirlhf.bundled.arithmetic import PAIRS, generate
-from minirlhf.tools import command, one_line
-from minirlhf.tools.report import interval, near_duplicates, table_head, table_row
+from minirlhf.report.words import interval, near_duplicates, table_head, table_row
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.command_line import command, one_line
 
 # A number at the end of a text that has lost its commas; signs may follow: "$1800.50." or "(72 %)".
 # Not the 2 of 1/2, x2, \frac{1}{2} or 1,2. A comma before three digits was taken out before.
@@ -349,7 +350,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate a run and print tables. Bad input: one sentence on stderr and exit code 2."""
-    parser = command("tools.evaluate", "Judge a run on other data.")
+    parser = command("evaluate", "Judge a run on other data.")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
     add(

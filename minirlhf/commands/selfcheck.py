@@ -1,7 +1,7 @@
 """Is this reward model sound? Eight checks of its plumbing, without a data set.
 
-    python -m minirlhf.tools.selfcheck runs/bt-finetune    a run that train.py wrote
-    python -m minirlhf.tools.selfcheck                     tiny models made on the spot, no download
+    python -m minirlhf selfcheck runs/bt-finetune    a run that train.py wrote
+    python -m minirlhf selfcheck                     tiny models made on the spot, no download
 
 Accuracy does not tell a bug from hard data: most bugs of reward models still learn something. So
 this checks what must hold whatever the data is, each line of the table for the sake of a mistake
@@ -32,8 +32,8 @@ from minirlhf import data, loops, score
 from minirlhf import model as models
 from minirlhf.approaches import STEPS
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.device import seed_everything
-from minirlhf.tools import command, one_line
+from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.device import seed_everything
 
 TRAINED, HELD_OUT = 8, 16  # pairs; few, since an encoder is trained on them
 # In standard deviations over the texts. Measured: the order of sums moves a float32 reward by up to
@@ -289,7 +289,7 @@ def print_table(scorer: score.Scorer, pairs: list, rows: list) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check a run, or tiny models of all approaches, and print a table of each."""
-    parser = command("tools.selfcheck", "Check a reward model's plumbing.")
+    parser = command("selfcheck", "Check a reward model's plumbing.")
     parser.add_argument("run", nargs="?", help="a run folder (default: tiny models, made here)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     args = parser.parse_args(argv)

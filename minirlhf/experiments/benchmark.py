@@ -1,7 +1,7 @@
 """How fast is it, and how much memory does it take? Measured beside others, on your machine.
 
-    python -m minirlhf.tools.benchmark                           all: half an hour on two cores
-    python -m minirlhf.tools.benchmark --only finetune,embed     two of its sections
+    python -m minirlhf benchmark                           all: half an hour on two cores
+    python -m minirlhf benchmark --only finetune,embed     two of its sections
     pip install "minirlhf[bench]"                                TRL beside it, if you like
 
 finetune  pairs a second: ours, TRL's RewardTrainer, and a plain loop in the manner of a notebook
@@ -70,13 +70,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minirlhf import checkpoint, data, encoders, loops, score, tokens
+from minirlhf import data, encoders, loops, score, tokens
 from minirlhf import model as models
 from minirlhf.approaches import Options
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.device import pick_device, seed_everything
-from minirlhf.tools import command, one_line
-from minirlhf.tools.report import near_duplicates, table_head, table_row
+from minirlhf.report.words import near_duplicates, table_head, table_row
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.device import pick_device, seed_everything
 
 # fmt: off
 # train.py's defaults (a test compares them), but for the epochs.
@@ -569,7 +570,7 @@ HEAD = ["section", "what", "median (lowest to highest)", "× the first", "GFLOP/
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what was asked for and print a table, a section's lines as soon as it is done."""
-    parser = command("tools.benchmark", "Measure speed, memory, start-up.")
+    parser = command("benchmark", "Measure speed, memory, start-up.")
     add = parser.add_argument
     add("--dataset", default="arithmetic", help="as train.py's (default: %(default)s)")
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="(default: %(default)s)")

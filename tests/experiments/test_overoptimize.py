@@ -11,8 +11,8 @@ import torch
 import train
 from minirlhf import data, heads, metrics, score
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.tools import overoptimize
-from minirlhf.tools.overoptimize import PHRASE, POOR, curves, draw_answers, expected_best
+from minirlhf.experiments import overoptimize
+from minirlhf.experiments.overoptimize import PHRASE, POOR, curves, draw_answers, expected_best
 
 
 def random_table(prompts=3, draws=7):
@@ -259,7 +259,7 @@ def refused(capsys, *flags):
         overoptimize.main(flags)
     said = capsys.readouterr()
     assert (stopped.value.code, said.out) == (2, "")
-    assert said.err.startswith("python -m minirlhf.tools.overoptimize: error: ")
+    assert said.err.startswith("python -m minirlhf overoptimize: error: ")
     assert said.err.count("\n") == 1
     return said.err
 

@@ -8,7 +8,7 @@ import torch
 
 import train
 from minirlhf import approaches, heads, loops, losses, model, pooling, score, tokens
-from minirlhf.tools import selfcheck
+from minirlhf.commands import selfcheck
 
 
 def table(capsys, *flags):
@@ -176,7 +176,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, capsys):
     said = capsys.readouterr()
     assert stopped.value.code == 2
     assert said.out == ""
-    assert said.err.startswith("python -m minirlhf.tools.selfcheck: error: ")
+    assert said.err.startswith("python -m minirlhf selfcheck: error: ")
     assert said.err.count("\n") == 1
 
 

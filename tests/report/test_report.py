@@ -6,8 +6,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from minirlhf import metrics
+from minirlhf.commands import compare
 from minirlhf.data import PreferencePair
-from minirlhf.tools import compare, report
+from minirlhf.report import words as report
 
 LONGER = {"accuracy": 0.55, "accuracy_low": 0.45, "accuracy_high": 0.65}
 

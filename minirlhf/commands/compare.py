@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from minirlhf import checkpoint, figures
 from minirlhf.data import normalize
 from minirlhf.metrics import accuracies, bootstrap, credit, named
-from minirlhf.tools.report import interval, table_head, table_row
-from minirlhf.tools.resume import locked
-from minirlhf.tracking import track
+from minirlhf.report import figures
+from minirlhf.report.words import interval, table_head, table_row
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.resume import locked
+from minirlhf.runtime.tracking import track
 
 
 def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]) -> None:

@@ -1,0 +1,1 @@
+"""What users type: `python -m minirlhf NAME`. Each file here is one command."""

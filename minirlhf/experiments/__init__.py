@@ -1,0 +1,1 @@
+"""What readers reproduce: `python -m minirlhf NAME`. Results are in README.md beside this file."""
