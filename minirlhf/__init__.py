@@ -1,30 +1,36 @@
 """minirlhf: from human preferences to a reward model, in plain PyTorch.
 
-The data's path through the files, which is also the order to read them in:
+Run `train.py` first. Then read it, and follow the data through the files of the book:
 
-    train.py       the whole run, top to bottom; run it first, read it second
+    settings.py    every setting of a run, with its default and the reason for it
+    train.py       one run from start to end (it is beside this folder)
     data.py        rows -> preference pairs -> train, validation and test, split by prompt
     tokens.py      pairs -> token ids; truncation that keeps the response; batches
-    encoders.py    a model's name -> an encoder; frozen features and their cache
-    pooling.py     hidden states (N, T, D) -> one vector a text (N, D)
+    encoders.py    a model's name -> an encoder with its tokenizer
+    pooling.py     hidden states (N, T, D) -> one vector for each text (N, D)
     heads.py       vector -> reward
     losses.py      rewards -> loss: MSE, BCE, Bradley-Terry
     approaches.py  the four training steps, side by side
-    model.py       encoder + pooler + head as one model, saved and loaded
+    model.py       encoder, pooler and head as one model, saved and loaded
     loops.py       the two training loops
     metrics.py     margins -> accuracy with its interval, calibration, length
-    figures.py     numbers -> pictures
     score.py       a trained model at work
 
-`device.py`, `checkpoint.py` and `tracking.py` serve them. These three, `metrics.py` and everything
-from `data.py` to `losses.py` import no sibling: copy any of them alone. `bundled/arithmetic.py`
-makes the data set that comes with the library; `tools/__init__.py` lists the commands beside it.
+The other folders serve the book, and you can read it without them:
 
-Stages that the files name: 0 rows, 1 pairs, 2 tokens, 3 hidden states, 4 vectors, 5 rewards,
-6 loss, 7 metrics, 8 checkpoint, 9 score. Shapes: B pairs of a batch, N examples, U distinct texts,
-T tokens, D hidden size. Words: the margin is the chosen response's reward minus the rejected one's
-(the flag `--margin` is another, the gap that the loss asks for). After Bradley and Terry, chosen is
-preferred with probability sigmoid(margin). A rating is the data's own number.
+    runtime/       what makes a run safe and fast, and teaches nothing about reward models
+    report/        numbers -> words and pictures
+    commands/      what users type: `python -m minirlhf` lists them
+    experiments/   what readers reproduce; its README.md is the lab notebook
+    bundled/       the data set that comes along
+
+Imports go down only: commands and experiments use the report, the report uses the book, and the
+book uses the runtime.
+
+Shapes: B pairs of a batch, N examples, U distinct texts (of the data, or of a batch where only a
+batch is at hand), T tokens, D hidden size. A margin is the chosen response's reward minus the
+rejected one's; after Bradley and Terry, chosen is preferred with probability sigmoid(margin). (The
+setting `margin` is something else, the gap that the loss asks for.) A rating is the data's number.
 """
 
 __version__ = "0.1.0"

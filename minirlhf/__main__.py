@@ -35,14 +35,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         module = importlib.import_module(f"minirlhf.experiments.{name}")
     else:
         known = ", ".join([*COMMANDS, *EXPERIMENTS])
-        print(f"minirlhf: error: there is no command {name!r}, only {known}", file=sys.stderr)
+        print(
+            f"minirlhf: error: there is no command {name!r}, only {known}",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     module.main(argv[1:])
 
 
 def overview() -> str:
     """All commands and experiments, a line each."""
-    lines = ["usage: python -m minirlhf COMMAND [flags]; COMMAND --help lists a command's flags"]
+    lines = [
+        "usage: python -m minirlhf COMMAND [flags]; COMMAND --help lists a command's flags"
+    ]
     for title, entries in (("commands", COMMANDS), ("experiments", EXPERIMENTS)):
         lines.append(f"\n{title}:")
         lines += [f"  {name:13} {text}" for name, text in entries.items()]

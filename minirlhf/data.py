@@ -1,20 +1,20 @@
-"""Rows of any known layout in, clean preference pairs out: stages 0 and 1 of the data's path.
+"""From rows to preference pairs, and from pairs to the three parts of an experiment.
 
-    load_rows     a file, a folder or a hub id -> raw rows
-    build_pairs   rows -> PreferencePairs, and a report of what was dropped and why
-    split         pairs -> train, validation and test, by prompt
-    index_texts   parts -> the distinct texts, and the pairs as row numbers into them
+    build_pairs    rows -> PreferencePairs, and a report of what was dropped and why
+    split          pairs -> train, validation and test, by prompt
+    number_texts   pairs -> the distinct texts, each with a number
+    make_part      pairs -> tensors of these numbers, ready for training
 
-Three layouts are recognised by their columns: message lists with the prompt inside both sides
-(Argilla-Math, UltraFeedback), an explicit prompt with two responses (RewardBench), and transcripts
-that share their beginning (HH-RLHF).
+Three layouts of rows are recognised by their columns: message
+lists with the prompt inside both sides (Argilla-Math, UltraFeedback), a prompt column with two
+responses (RewardBench), and transcripts that share their beginning (HH-RLHF).
 
-The split hashes the prompt, so it is the same on every machine, for every approach and however
-many rows are added, and no prompt is in two parts. A split by row is the classic leak: with several
-pairs a prompt, the model has read most test questions, and their good answers, in training.
+The split is made by a hash of the prompt. It is therefore the same on every machine and for every
+approach, it does not change when rows are added, and no prompt is in two parts. Splitting by row
+is the classic leak: where a prompt has several pairs, the model has read most of the test
+questions, and their good answers, in training.
 
-Copy this file alone; it needs `pyarrow` for .parquet, `datasets` for folders and the hub.
-Read next: `tokens.py`.
+Copy this file alone; it needs torch. Read next: `tokens.py`.
 
 >>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
 >>> pairs, report = build_pairs(rows)
@@ -22,40 +22,44 @@ Read next: `tokens.py`.
 ([39, 2, 9], {})
 """
 
-import csv
 import hashlib
-import json
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
 import torch
 
-SHORT_NAMES = {"argilla-math": "RLHFlow/Argilla-Math-DPO-standard"}
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-
-# The usual names of each column, the first that is present counts.
+# The usual names of each column. The first one that is present counts.
 COLUMNS = {
     "prompt": ["prompt", "instruction", "question"],
     "chosen": ["chosen", "chosen_response"],
     "rejected": ["rejected", "rejected_response"],
     "chosen_rating": ["chosen_rating", "chosen_score", "score_chosen", "rating_chosen"],
-    "rejected_rating": ["rejected_rating", "rejected_score", "score_rejected", "rating_rejected"],
+    "rejected_rating": [
+        "rejected_rating",
+        "rejected_score",
+        "score_rejected",
+        "rating_rejected",
+    ],
     "subset": ["subset"],
 }
-GOOD_ROW = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
+GOOD_ROW = (
+    '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
+)
+
+
+# ---- pairs
 
 
 class PreferencePair(NamedTuple):
-    """One preference: for `prompt`, `chosen` was preferred to `rejected`.
+    """One preference: for `prompt`, the response `chosen` was preferred to `rejected`.
 
-    Ratings are the data's own numbers, None where it has none. `subset` names a kind of pair, so
-    that accuracy can be shown for each kind.
+    The ratings are the data's own numbers, and None where it has none. `subset` names a kind of
+    pair, so that accuracy can be shown for each kind.
     """
 
     prompt: str
@@ -66,110 +70,86 @@ class PreferencePair(NamedTuple):
     subset: str = "all"
 
 
-def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
-    """The rows of a file, of a folder laid out as a hub data set, or of a hub id.
-
-    A file's rows come one by one and once, so that those of JSON lines and .parquet are not all
-    held as dictionaries; the others are a `datasets.Dataset`, which lies on disk. Raises
-    ValueError, in one sentence, if there is nothing to read.
-    """
-    path, kind = Path(dataset), Path(dataset).suffix.lower()
-    try:
-        if path.is_file() or (kind in FORMATS and not path.is_dir()):
-            if kind not in FORMATS or not path.is_file():
-                raise ValueError("unknown file type" if path.exists() else "no such file")
-            if split != "train":
-                raise ValueError(f"a file has no split {split!r}")
-            if kind != ".parquet":
-                return _read_text(path, kind)
-            from pyarrow.parquet import ParquetFile
-
-            return (row for some in ParquetFile(path).iter_batches() for row in some.to_pylist())
-        import datasets
-
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says it all
-        folder = str(path.resolve()) if dataset and path.is_dir() else None
-        return datasets.load_dataset(folder or SHORT_NAMES.get(dataset, dataset), split=split)
-    except Exception as error:  # the library has many kinds of its own
-        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".!") or repr(error)
-        expected = "a .jsonl, .json or .csv file in UTF-8, a .parquet file, a folder or a hub id"
-        raise ValueError(f"cannot read {dataset!r}: {reason}. Give {expected}") from error
-
-
-def _read_text(path: Path, kind: str) -> Iterable[dict]:
-    """Rows of a CSV file, where each cell is text, or of JSON: one list, or one object a line.
-
-    Not by `datasets`: there a null between JSON rows can end the process (5.2, with pyarrow 25).
-    """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        csv.field_size_limit(2**31 - 1)  # a long answer has more than the usual 131,072 characters
-        table = list(csv.DictReader(file, strict=True)) if kind == ".csv" else []
-        text, blank = file.read(), re.compile(r"\s*")  # "" at the end of a CSV file
-
-    def rows() -> Iterator:
-        yield from table
-        place = 0
-        while (place := blank.match(text, place).end()) < len(text):
-            value, place = json.JSONDecoder().raw_decode(text, place)
-            yield from value if isinstance(value, list) else [value]
-
-    # Read twice: a row may lack columns that later ones have.
-    columns = dict.fromkeys(name for row in rows() if isinstance(row, dict) for name in row)
-    if not columns or None in columns:
-        raise ValueError("a row longer than the header" if columns else f"no row like {GOOD_ROW}")
-    return (columns | row if isinstance(row, dict) else columns for row in rows())
+class UnusableRow(ValueError):
+    """A row that holds no preference pair. The message is the reason that the report counts."""
 
 
 def build_pairs(
     rows: Iterable[dict], limit: int | None = None, **columns: str | None
 ) -> tuple[list[PreferencePair], dict]:
-    """Turn rows into pairs and count what was dropped.
+    """Turn rows into pairs, and report what was dropped: (pairs, report).
 
-    limit: keep the first so many pairs; rows and drops are still counted over all the data.
+    limit: keep this many pairs at most, the first ones. Rows and drops are counted over all data.
     columns: names for `prompt`, `chosen`, `rejected`, `chosen_rating`, `rejected_rating` or
-        `subset` where the data's own are unusual.
-    Pairs of equal ratings are kept, since a regression learns from them; `usable` drops them
-    where a preference is needed.
-    Raises ValueError if the columns are unknown or no pair is left.
+        `subset`, for data whose own names are unusual.
+
+    Pairs of equal ratings are kept, because a regression learns from them; `usable` drops them
+    where a preference is needed. Raises ValueError if the columns are unknown or no pair is left.
     """
+    total = 0
+    names: dict[str, str | None] = {}
     dropped: Counter[str] = Counter()
-    total, seen, names = 0, {}, None
-    for total, row in enumerate(rows, 1):  # noqa: B007
-        names = names or find_columns(list(row), **columns)
-        pair = _read_pair(row, names)
-        if isinstance(pair, str):
-            dropped[pair] += 1
-        elif (key := (normalize(pair.prompt), pair.chosen, pair.rejected)) in seen:
+    found: dict[tuple[str, str, str], PreferencePair] = {}
+    for row in rows:
+        total += 1
+        if not names:
+            names = find_columns(list(row), **columns)
+        try:
+            pair = read_pair(row, names)
+        except UnusableRow as reason:
+            dropped[str(reason)] += 1
+            continue
+        key = (normalize(pair.prompt), pair.chosen, pair.rejected)
+        if key in found:
             dropped["duplicate"] += 1
         else:
-            seen[key] = pair
-    pairs = [pair for (q, a, b), pair in seen.items() if (q, b, a) not in seen]
-    dropped["contradiction: preferred both ways"] = len(seen) - len(pairs)
-    dropped = +dropped  # without what did not happen
+            found[key] = pair
+
+    pairs = []
+    for (prompt, chosen, rejected), pair in found.items():
+        if (prompt, rejected, chosen) in found:
+            dropped["contradiction: preferred both ways"] += 1
+        else:
+            pairs.append(pair)
     if not pairs:
-        said = ", ".join(f"{why}: {count}" for why, count in dropped.items())
-        raise ValueError(f"no pair is left of {total} rows; {said}. A good row: {GOOD_ROW}")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise ValueError(
+            f"no pair is left of {total} rows; {reasons}. A good row: {GOOD_ROW}"
+        )
+
     pairs = pairs[:limit]
+    return pairs, describe(pairs, total, dropped, names)
+
+
+def describe(
+    pairs: Sequence[PreferencePair],
+    total: int,
+    dropped: Counter[str],
+    names: dict[str, str | None],
+) -> dict:
+    """The report that `build_pairs` gives: how many rows there were, and what became of them."""
     rated = [pair for pair in pairs if pair.chosen_rating is not None]
-    lengths = [median(len(pair[i]) for pair in pairs) for i in range(3)]
+    against = [pair for pair in rated if pair.chosen_rating < pair.rejected_rating]
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(repr(pair).encode())
-    report = {
+    return {
         "rows": total,
         "pairs": len(pairs),
         "prompts": len({normalize(pair.prompt) for pair in pairs}),
         "dropped": dict(dropped),
         "rated": len(rated),
         "rating_ties": sum(is_tie(pair) for pair in rated),
-        "rating_against_preference": sum(p.chosen_rating < p.rejected_rating for p in rated),
+        "rating_against_preference": len(against),
         "columns": {role: name for role, name in names.items() if name},
         "subsets": dict(Counter(pair.subset for pair in pairs).most_common()),
-        "median_characters": dict(zip(PreferencePair._fields, lengths, strict=False)),
+        "median_characters": {
+            "prompt": median(len(pair.prompt) for pair in pairs),
+            "chosen": median(len(pair.chosen) for pair in pairs),
+            "rejected": median(len(pair.rejected) for pair in pairs),
+        },
         "sha256": digest.hexdigest(),
     }
-    return pairs, report
 
 
 def is_tie(pair: PreferencePair) -> bool:
@@ -177,27 +157,26 @@ def is_tie(pair: PreferencePair) -> bool:
     return pair.chosen_rating is not None and pair.chosen_rating == pair.rejected_rating
 
 
-def usable(pairs: Sequence[PreferencePair], rated=False, ties=False) -> list[PreferencePair]:
-    """The pairs without ties (unless `ties`), and with `rated` without those that lack ratings."""
-    pairs = pairs if ties else [pair for pair in pairs if not is_tie(pair)]
-    return [pair for pair in pairs if pair.chosen_rating is not None or not rated]
+def usable(
+    pairs: Sequence[PreferencePair], rated: bool = False, ties: bool = False
+) -> list[PreferencePair]:
+    """The pairs that can serve a purpose.
+
+    rated: leave out pairs without ratings, for a loss that needs them.
+    ties: keep pairs whose two ratings are equal. They say nothing about a preference, but a
+        regression learns from them.
+    """
+    kept = []
+    for pair in pairs:
+        if rated and pair.chosen_rating is None:
+            continue
+        if is_tie(pair) and not ties:
+            continue
+        kept.append(pair)
+    return kept
 
 
-def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
-    """Which column plays which role; None for one that is absent. Raises ValueError if unknown."""
-    names, there = {}, repr(", ".join(found))[1:-1][:300]
-    for role, usual in COLUMNS.items():
-        given = columns.get(role)
-        if given and given not in found:
-            raise ValueError(f"no column {given!r}; the data has: {there}")
-        names[role] = given or next((name for name in usual if name in found), None)
-    if not (names["chosen"] and names["rejected"]):
-        expected = "; ".join(f"{role}: {' or '.join(COLUMNS[role])}" for role in COLUMNS)
-        said = f"these are no preference pairs. Columns found: {there}. Expected: {expected} (all"
-        raise ValueError(f"{said} but chosen and rejected may be absent). A good row: {GOOD_ROW}")
-    if bool(names["chosen_rating"]) != bool(names["rejected_rating"]):
-        raise ValueError("ratings for one side only; name both rating columns or neither")
-    return names
+# ---- the split
 
 
 def split(
@@ -210,111 +189,314 @@ def split(
     """
     train, validation, test = [], [], []
     for pair in pairs:
-        digest = hashlib.sha256(normalize(pair.prompt).encode("utf-8", "surrogatepass")).digest()
-        kept = validation if int.from_bytes(digest[8:16]) % 8 == 0 else train  # 1/8 of 80 % is 10 %
-        (test if int.from_bytes(digest[:8]) % 5 == fold else kept).append(pair)
+        prompt = normalize(pair.prompt).encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(prompt).digest()
+        # Two numbers that depend on nothing but the prompt, and not on each other.
+        first = int.from_bytes(digest[:8])
+        second = int.from_bytes(digest[8:16])
+        if first % 5 == fold:  # one prompt in five
+            test.append(pair)
+        elif second % 8 == 0:  # one in eight of the others: 10 % of all
+            validation.append(pair)
+        else:
+            train.append(pair)
+
     if not (train and validation and test):
-        count = len({pair.prompt for pair in pairs})
-        sizes = f"{len(train)} train, {len(validation)} validation and {len(test)} test pairs"
-        raise ValueError(f"{count} prompts are too few to split by prompt: {sizes}")
+        prompts = len({pair.prompt for pair in pairs})
+        sizes = (
+            f"{len(train)} train, {len(validation)} validation and {len(test)} test pairs"
+        )
+        raise ValueError(f"{prompts} prompts are too few to split by prompt: {sizes}")
     return train, validation, test
+
+
+class Parts(NamedTuple):
+    """The pairs of an experiment, each part without what it cannot use."""
+
+    train: list[PreferencePair]  # learned from
+    train_untied: list[
+        PreferencePair
+    ]  # the same without ties; training accuracy is about these
+    validation: list[PreferencePair]
+    test: list[PreferencePair]
+
+
+def split_usable(
+    pairs: Sequence[PreferencePair],
+    fold: int,
+    rated: bool = False,
+    ties: bool = False,
+) -> Parts:
+    """Split the pairs by prompt, and leave out of each part what is of no use to it.
+
+    rated: leave out pairs without ratings, except in the test part. That part does not depend on
+        the approach, so that all approaches are tested on the same pairs.
+    ties: keep pairs of equal ratings to learn from. As preferences, and in any evaluation, they are
+        useless.
+    Raises ValueError if a part is empty.
+    """
+    train, validation, test = split(pairs, fold)
+    parts = Parts(
+        train=usable(train, rated, ties),
+        train_untied=usable(train, rated),
+        validation=usable(validation, rated),
+        test=usable(test),
+    )
+    if not all(parts):
+        with_ratings = [pair for pair in pairs if pair.chosen_rating is not None]
+        equal = sum(is_tie(pair) for pair in with_ratings)
+        raise ValueError(
+            f"too few pairs ({len(with_ratings)} of {len(pairs)} rated, {equal} of them equal); "
+            "regression and --margin need ratings"
+        )
+    return parts
+
+
+def sizes(parts: Parts) -> dict[str, int]:
+    """How many pairs each part has."""
+    return {
+        "train": len(parts.train),
+        "validation": len(parts.validation),
+        "test": len(parts.test),
+    }
+
+
+def normalize(prompt: str) -> str:
+    """A key that is the same for prompts that differ only in how they are written.
+
+    It ignores upper and lower case, white space, different Unicode forms of one character, and
+    characters that cannot be seen.
+    """
+    visible = re.sub(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]", "", prompt)
+    return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
+
+
+# ---- texts as numbers
+
+
+class Texts(NamedTuple):
+    """The U distinct texts of some pairs, each a prompt with one response, and their numbers."""
+
+    prompts: list[str]  # (U,)
+    responses: list[str]  # (U,)
+    text_id: dict[tuple[str, str], int]  # (prompt, response) -> 0 ... U - 1
+    prompt_id: dict[str, int]  # prompt -> its number; spellings of one prompt share it
 
 
 class Part(NamedTuple):
     """N pairs as tensors: which of the distinct texts each side is, and its rating."""
 
-    chosen: torch.Tensor  # (N,) int64
-    rejected: torch.Tensor  # (N,)
+    chosen: torch.Tensor  # (N,) int64, text ids
+    rejected: torch.Tensor  # (N,) int64
     chosen_rating: torch.Tensor  # (N,) float32, NaN where the data has none
     rejected_rating: torch.Tensor  # (N,)
-    weight: torch.Tensor  # (N,) float32, how much the pair counts in the loss, 1 on average
-    prompt: torch.Tensor  # (N,) int64, number of the prompt
+    weight: (
+        torch.Tensor
+    )  # (N,) float32, how much the pair counts in the loss, 1 on average
+    prompt: torch.Tensor  # (N,) int64, prompt ids
+
+    def pick(self, picked: Sequence[int] | torch.Tensor | slice) -> "Part":
+        """Some of the pairs, by their numbers."""
+        return Part(*(column[picked] for column in self))
+
+    def to(self, device: torch.device | str) -> "Part":
+        """The same pairs on a device."""
+        return Part(*(column.to(device) for column in self))
 
 
-def index_texts(
-    *parts: Sequence[PreferencePair], balance: bool = False
-) -> tuple[list[str], list[str], list[Part]]:
-    """Number the distinct texts of all parts: (prompts, responses, the parts in those numbers).
+def number_texts(*groups: Sequence[PreferencePair]) -> Texts:
+    """Number the distinct texts of one or more groups of pairs.
 
-    Where several pairs share a response it is one text, so it is tokenised and embedded once.
-    balance: weigh the pairs of a part so that all its subsets count the same, the small as much as
-        the large; otherwise all pairs do.
+    Where several pairs share a response it is one text, so it is tokenised and embedded once. In
+    each group the chosen responses get their numbers first, then the rejected ones.
+
+    >>> pairs = [PreferencePair("2+2?", "4", "5"), PreferencePair("2+2?", "4", "6")]
+    >>> number_texts(pairs).responses
+    ['4', '5', '6']
     """
-    number: dict[tuple[str, str], int] = {}
-    prompt_number: dict[str, int] = {}
-    indexed = []
-    for part in parts:
-        sizes = Counter(pair.subset for pair in part)
-        columns = (
-            [number.setdefault((p.prompt, p.chosen), len(number)) for p in part],
-            [number.setdefault((p.prompt, p.rejected), len(number)) for p in part],
-            [math.nan if p.chosen_rating is None else p.chosen_rating for p in part],
-            [math.nan if p.rejected_rating is None else p.rejected_rating for p in part],
-            [len(part) / len(sizes) / sizes[p.subset] if balance else 1.0 for p in part],
-            [prompt_number.setdefault(normalize(p.prompt), len(prompt_number)) for p in part],
+    text_id: dict[tuple[str, str], int] = {}
+    prompt_id: dict[str, int] = {}
+    normalized_id: dict[str, int] = {}
+    for pairs in groups:
+        for pair in pairs:
+            text_id.setdefault((pair.prompt, pair.chosen), len(text_id))
+        for pair in pairs:
+            text_id.setdefault((pair.prompt, pair.rejected), len(text_id))
+        for pair in pairs:
+            if pair.prompt not in prompt_id:
+                same = normalized_id.setdefault(
+                    normalize(pair.prompt), len(normalized_id)
+                )
+                prompt_id[pair.prompt] = same
+    prompts = [prompt for prompt, _ in text_id]
+    responses = [response for _, response in text_id]
+    return Texts(prompts, responses, text_id, prompt_id)
+
+
+def make_part(
+    pairs: Sequence[PreferencePair], texts: Texts, balance: bool = False
+) -> Part:
+    """The pairs as tensors of the numbers that `number_texts` gave to their texts.
+
+    balance: weight the pairs so that all subsets count the same, the small as much as the large.
+    """
+    sizes = Counter(pair.subset for pair in pairs)
+    chosen, rejected, chosen_rating, rejected_rating, weight, prompt = (
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+    )
+    for pair in pairs:
+        chosen.append(texts.text_id[pair.prompt, pair.chosen])
+        rejected.append(texts.text_id[pair.prompt, pair.rejected])
+        chosen_rating.append(
+            math.nan if pair.chosen_rating is None else pair.chosen_rating
         )
-        indexed.append(Part(*map(torch.tensor, columns)))
-    prompts, responses = zip(*number, strict=True)
-    return list(prompts), list(responses), indexed
+        rejected_rating.append(
+            math.nan if pair.rejected_rating is None else pair.rejected_rating
+        )
+        fair_share = len(pairs) / len(sizes) / sizes[pair.subset]
+        weight.append(fair_share if balance else 1.0)
+        prompt.append(texts.prompt_id[pair.prompt])
+    return Part(
+        torch.tensor(chosen),
+        torch.tensor(rejected),
+        torch.tensor(chosen_rating),
+        torch.tensor(rejected_rating),
+        torch.tensor(weight),
+        torch.tensor(prompt),
+    )
 
 
-def normalize(prompt: str) -> str:
-    """A prompt without what does not distinguish it: case, spaces, Unicode forms, the unseen."""
-    visible = re.sub(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]", "", prompt)
-    return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
+# ---- reading one row
+
+Turn = tuple[str, str]  # (role, text)
 
 
-def _read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair | str:
-    """A pair, or the reason why the row holds none."""
-    turns = {role: _turns(row.get(names[role])) for role in ("chosen", "rejected")}
-    if not turns["chosen"] or not turns["rejected"]:
-        return "empty or not text"
+def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
+    """Which column plays which role; None for one that is absent.
+
+    found: the names of the data's columns; columns: what the caller calls a role, if unusual.
+    Raises ValueError if a column that was named is absent, or if there are no pairs in the data.
+    """
+    listed = repr(", ".join(found))[1:-1][:300]  # a tab in a name is written as \t
+    names: dict[str, str | None] = {}
+    for role, usual in COLUMNS.items():
+        given = columns.get(role)
+        if given and given not in found:
+            raise ValueError(f"no column {given!r}; the data has: {listed}")
+        present = [name for name in usual if name in found]
+        names[role] = given or (present[0] if present else None)
+
+    if not (names["chosen"] and names["rejected"]):
+        expected = "; ".join(
+            f"{role}: {' or '.join(usual)}" for role, usual in COLUMNS.items()
+        )
+        raise ValueError(
+            f"these are no preference pairs. Columns found: {listed}. Expected: {expected} "
+            f"(all but chosen and rejected may be absent). A good row: {GOOD_ROW}"
+        )
+    if bool(names["chosen_rating"]) != bool(names["rejected_rating"]):
+        raise ValueError("ratings for one side only; name both rating columns or neither")
+    return names
+
+
+def read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair:
+    """The pair in a row. Raises UnusableRow, with the reason, if the row holds no pair.
+
+    names: what `find_columns` returned.
+    """
+    chosen = turns_of(row.get(names["chosen"]))
+    rejected = turns_of(row.get(names["rejected"]))
+    if not chosen or not rejected:
+        raise UnusableRow("empty or not text")
     if names["prompt"]:
-        before = _turns(row.get(names["prompt"]), role="user")
-        if not before:
-            return "empty or not text"
-        if len(before) > 1 and not before[-1][1].strip():
-            before.pop()  # a prompt that ends with an empty "Assistant:"
-        # Some sets give the prompt in a column of its own and inside both sides too.
-        has_prompt = turns["chosen"][0][0] == "user" or before[-1] in turns["chosen"]
-        turns = {k: t if has_prompt else before + t for k, t in turns.items()}
-    chosen, rejected = turns["chosen"], turns["rejected"]
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    while shared and chosen[shared - 1][0] == "assistant":
-        shared -= 1  # the prompt ends with the user's turn
+        prompt = turns_of(row.get(names["prompt"]), role="user")
+        if not prompt:
+            raise UnusableRow("empty or not text")
+        if len(prompt) > 1 and not prompt[-1][1].strip():
+            prompt.pop()  # a prompt that ends with an empty "Assistant:"
+        chosen = with_prompt(prompt, chosen)
+        rejected = with_prompt(prompt, rejected)
+
+    shared = shared_turns(chosen, rejected)
     if not shared:
-        return "the two sides share no prompt"
-    texts = [_flat(chosen[:shared]), _flat(chosen[shared:]), _flat(rejected[shared:])]
-    if not all(t.strip() for t in texts) or re.search(r"[\ud800-\udfff]", "".join(texts)):
-        return "empty or not text"
-    if texts[1] == texts[2]:
-        return "chosen equals rejected"
-    ratings = [_rating(row.get(names[f"{side}_rating"])) for side in ("chosen", "rejected")]
-    if None in ratings:
-        ratings = [None, None]
+        raise UnusableRow("the two sides share no prompt")
+    prompt_text = as_text(chosen[:shared])
+    chosen_text = as_text(chosen[shared:])
+    rejected_text = as_text(rejected[shared:])
+    for text in (prompt_text, chosen_text, rejected_text):
+        half_a_surrogate_pair = re.search(r"[\ud800-\udfff]", text)
+        if not text.strip() or half_a_surrogate_pair:
+            raise UnusableRow("empty or not text")
+    if chosen_text == rejected_text:
+        raise UnusableRow("chosen equals rejected")
+
+    chosen_rating = read_rating(row.get(names["chosen_rating"]))
+    rejected_rating = read_rating(row.get(names["rejected_rating"]))
+    if chosen_rating is None or rejected_rating is None:
+        chosen_rating, rejected_rating = None, None
     subset = row.get(names["subset"])
     subset = "all" if subset is None else " ".join(str(subset).split())
-    return PreferencePair(*texts, *ratings, subset)
+    return PreferencePair(
+        prompt_text, chosen_text, rejected_text, chosen_rating, rejected_rating, subset
+    )
 
 
-def _turns(value, role: str = "assistant") -> list[tuple[str, str]]:
-    """(role, text) of each turn; [] for what is no text. `role` is that of a bare string."""
+def turns_of(value, role: str = "assistant") -> list[Turn]:
+    """The turns of a conversation; an empty list if the value is not text.
+
+    value: a string, a transcript of Human and Assistant, or a list of messages.
+    role: whose turn a bare string is.
+    """
     if isinstance(value, str):
         parts = re.split(r"\n\n(Human|Assistant): ?", "\n\n" + value.strip())
-        if len(parts) > 1 and not parts[0].strip():
-            roles = {"Human": "user", "Assistant": "assistant"}
-            return [(roles[r], t.strip()) for r, t in zip(parts[1::2], parts[2::2], strict=True)]
-        return [(role, value)]
-    messages = value if isinstance(value, (list, tuple)) else []
-    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+        if len(parts) == 1 or parts[0].strip():
+            return [(role, value)]
+        roles = {"Human": "user", "Assistant": "assistant"}
+        speakers = parts[1::2]
+        texts = parts[2::2]
+        return [(roles[s], text.strip()) for s, text in zip(speakers, texts, strict=True)]
+
+    if not isinstance(value, (list, tuple)):
         return []
-    roles = ["user"] * (len(messages) - 1) + [role]  # where the data names none
-    return [(str(m.get("role") or r), m["content"]) for m, r in zip(messages, roles, strict=False)]
+    turns = []
+    for place, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return []
+        is_last = place == len(value) - 1
+        usual_role = role if is_last else "user"  # where the data names none
+        turns.append((str(message.get("role") or usual_role), message["content"]))
+    return turns
 
 
-def _flat(turns: Sequence[tuple[str, str]]) -> str:
+def with_prompt(prompt: list[Turn], side: list[Turn]) -> list[Turn]:
+    """A side with the prompt before it, unless the side has the prompt inside already."""
+    if side[0][0] == "user" or prompt[-1] in side:
+        return side
+    return prompt + side
+
+
+def shared_turns(chosen: list[Turn], rejected: list[Turn]) -> int:
+    """How many turns at the beginning are the prompt: those that the sides share.
+
+    Each side keeps a turn of its own, and the prompt ends with a turn of the user.
+    """
+    shared = 0
+    while (
+        shared < min(len(chosen), len(rejected)) - 1
+        and chosen[shared] == rejected[shared]
+    ):
+        shared += 1
+    while shared and chosen[shared - 1][0] == "assistant":
+        shared -= 1
+    return shared
+
+
+def as_text(turns: Sequence[Turn]) -> str:
     """One turn is its text; several are written out with their speakers, so that none is lost."""
     if len(turns) == 1:
         return turns[0][1]
@@ -322,9 +504,12 @@ def _flat(turns: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(f"{speakers.get(role, role)}: {text}" for role, text in turns)
 
 
-def _rating(value) -> float | None:
+def read_rating(value) -> float | None:
+    """A rating as a number; None if it is missing or not a number."""
     try:
         rating = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return rating if abs(rating) < 1e9 else None  # of more, float32 has no square; nor of NaN
+    if not abs(rating) < 1e9:  # NaN, or so large that its square is no float32
+        return None
+    return rating

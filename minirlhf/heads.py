@@ -1,13 +1,14 @@
-"""From a vector to a reward: stage 5 of the data's path.
+"""Heads: from a text's vector to its reward.
 
     MLPHead      vector (N, D) -> reward (N,)          regression and bt-frozen
-    LinearHead   vector (N, D) -> reward (N,)          bt-finetune: the encoder does the work
-    PairHead     two vectors (B, D) -> logit (B,)      classification: it compares, it cannot score
+    LinearHead   vector (N, D) -> reward (N,)          bt-finetune, where the encoder is trained too
+    PairHead     two vectors (B, D) -> logit (B,)      classification; it can compare, but not score
 
-Every output layer starts at zero, so an untrained model prefers nothing: the loss of the first
-batch, Bradley-Terry or BCE, is ln 2 = 0.6931 whatever the data. If yours is not, the head is not
-new, a margin is in the loss, or the pairs are weighed (`--balance`). Fine-tuning points its
-head before the first batch (`loops.start_head`).
+The output layer of every head starts at zero, so an untrained model prefers nothing. The loss of
+the first batch, Bradley-Terry or BCE, is therefore ln 2 = 0.6931 whatever the data. If yours is
+different, then the head is not new, or the loss has a margin, or the pairs are weighted
+(`--balance`). Fine-tuning is an exception: it gives its head a direction before the first batch
+(`loops.start_head`).
 
 Copy this file alone; it needs torch only. Read next: `losses.py`.
 
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 class LinearHead(nn.Module):
     """reward = w . vector: (N, D) -> (N,), in float32.
 
-    No bias: Bradley-Terry sees only differences, so a bias would never receive a gradient (MLPHead
-    has one for regression; in bt-frozen it cancels).
+    It has no bias. Bradley-Terry sees only differences of rewards, in which a bias cancels, so it
+    would never receive a gradient. (MLPHead has a bias because regression needs one; in bt-frozen
+    it cancels as well.)
     """
 
     def __init__(self, size: int):
@@ -36,16 +38,18 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(self, vector: Tensor) -> Tensor:
-        return self.output(vector.float()).squeeze(-1)
+        return self.output(vector.float()).squeeze(-1)  # (N,)
 
 
 class MLPHead(nn.Module):
     """reward = shift + scale * MLP((vector - mean) / std): (N, D) -> (N,), in float32.
 
-    Frozen features come as they are: a unit-length embedding of 384 numbers has entries near 0.05,
-    far too small for a freshly initialised layer. `fit_input` measures them once on the training
-    part. `fit_output` does the same for ratings, so that regression starts at their mean instead of
-    walking there from zero. Both are buffers: saved with the head, never trained.
+    Frozen features have whatever scale their encoder gives them. In a unit-length embedding of 384
+    numbers, for instance, the entries are near 0.05, which is far too small for a freshly
+    initialised layer. `fit_input` measures their mean and standard deviation once, on the training
+    part. `fit_output` does the same for the ratings, so that regression starts at the mean rating
+    instead of learning it step by step from zero. All four are buffers: they are saved with the
+    head but never trained.
     """
 
     def __init__(self, size: int, hidden: int = 256):
@@ -56,31 +60,42 @@ class MLPHead(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.hidden = nn.Linear(size, hidden)
         self.output = nn.Linear(hidden, 1)
-        for parameter in self.output.parameters():
-            nn.init.zeros_(parameter)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
 
     def fit_input(self, vectors: Tensor) -> None:
         """Set mean and standard deviation from the training vectors (N, D)."""
-        self.mean.copy_(vectors.float().mean(dim=0))
-        self.std.copy_(vectors.float().std(dim=0, unbiased=False).clamp(min=1e-6))
+        mean = vectors.float().mean(dim=0)  # (D,)
+        std = vectors.float().std(dim=0, unbiased=False)  # (D,)
+        self.mean.copy_(mean)
+        self.std.copy_(
+            std.clamp(min=1e-6)
+        )  # an entry that never varies must not divide by zero
 
     def fit_output(self, ratings: Tensor) -> None:
         """Set shift and scale from the training ratings (N,)."""
-        self.shift.copy_(ratings.float().mean())
-        self.scale.copy_(ratings.float().std(unbiased=False).clamp(min=1e-6))
+        mean = ratings.float().mean()
+        std = ratings.float().std(unbiased=False)
+        self.shift.copy_(mean)
+        self.scale.copy_(std.clamp(min=1e-6))
 
     def forward(self, vector: Tensor) -> Tensor:
         x = (vector.float() - self.mean) / self.std  # (N, D)
         x = nn.functional.gelu(self.hidden(x))  # (N, hidden)
-        return self.shift + self.scale * self.output(x).squeeze(-1)  # (N,)
+        x = self.output(x).squeeze(-1)  # (N,)
+        return self.shift + self.scale * x  # (N,)
 
 
 class PairHead(nn.Module):
     """logit of "a is preferred to b" = g([a; b]) - g([b; a]): (B, D), (B, D) -> (B,), in float32.
 
-    Antisymmetric by construction: swapping the two flips the sign, so no order can be learned, and
-    a response ties with itself. g sees both vectors; Bradley-Terry's logit r(a) - r(b) is the
-    special case of a g that ignores its second half. The price: there is no reward of one response.
+    The head is antisymmetric by construction: swapping the two responses flips the sign of the
+    logit. It therefore cannot learn that the first response tends to be the better one, and a
+    response compared with itself gets a logit of zero.
+
+    g sees both vectors. If g ignores the second one, then g([a; b]) is a reward r(a), and the logit
+    is r(a) - r(b), as in Bradley-Terry. PairHead is thus the more general model. The price is that
+    a single response has no reward.
     """
 
     def __init__(self, size: int, hidden: int = 256):
@@ -88,8 +103,11 @@ class PairHead(nn.Module):
         self.g = MLPHead(2 * size, hidden)
 
     def fit_input(self, vectors: Tensor) -> None:
-        """Set mean and standard deviation, the same for both halves, from vectors (N, D)."""
-        self.g.fit_input(vectors.repeat(1, 2))
+        """Set mean and standard deviation from vectors (N, D), the same for both halves of g."""
+        both_halves = vectors.repeat(1, 2)  # (N, 2D)
+        self.g.fit_input(both_halves)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.g(torch.cat([a, b], dim=-1)) - self.g(torch.cat([b, a], dim=-1))
+        ab = torch.cat([a, b], dim=-1)  # (B, 2D)
+        ba = torch.cat([b, a], dim=-1)  # (B, 2D)
+        return self.g(ab) - self.g(ba)  # (B,)

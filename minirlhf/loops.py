@@ -1,288 +1,451 @@
 """The two training loops, written out.
 
-`fit_frozen` slices a matrix of features that sits on the device: an epoch takes milliseconds.
-`fit_finetune` points the head, then trains encoder and head: an epoch takes minutes.
-Both are generators that yield a row of numbers after each epoch, so the caller prints, logs and
-saves as it likes. Run to the end, both leave the model with its best weights: those of the epoch
-with the lowest calibrated loss on validation.
+`fit_frozen` trains a head on a matrix of vectors that sits on the device: an epoch takes
+milliseconds. `fit_finetune` trains encoder and head on token rows: an epoch takes minutes. Both are
+generators that yield a record of each epoch, a dictionary of its numbers, so that the caller can
+print, log and save it. Run to the end, both leave the model with the weights of its best epoch.
 
-Calibrated: the negative log-likelihood of the preferences after the margins were divided by their
-best temperature. The plain loss is no guide: after an epoch or two a fine-tuned model's mistakes
-grow more confident, which raises its loss even where it gets more pairs right, and confidence can
-be mended afterwards, a wrong order cannot. Accuracy is a poor guide too: it counts a margin of 0.01
-as it counts one of 10, and on a few hundred pairs it jumps by chance.
+The best epoch is the one with the lowest calibrated loss on validation: the negative log-likelihood
+of the preferences after the margins were divided by the temperature that suits them best. The plain
+loss is no guide. After an epoch or two the mistakes of a fine-tuned model grow more confident,
+which raises its loss even where it ranks more pairs right; confidence can be mended afterwards, and
+a wrong order cannot. Accuracy is a poor guide, too: it counts a margin of 0.01 like one of 10, and
+on a few hundred pairs it jumps by chance.
 
-`train_loss` and `train_accuracy` are taken in passing, each pair before the update it belongs to.
-`validation_loss` leaves out margin and label smoothing, so compare the two only where both are 0
-and dropout is off.
-Read next: `metrics.py`.
+`train_loss` and `train_accuracy` are summed up during the epoch, each pair before the update that
+it belongs to, so they are behind the accuracy that the finished epoch would have on the same pairs.
+`validation_loss` leaves out margin and label smoothing. Read next: `metrics.py`.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
-from minirlhf.approaches import PLAIN, STEPS, bt_frozen
+from minirlhf.approaches import EVALUATION_STEPS, STEPS, Step, bt_finetune
 from minirlhf.data import Part
 from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
-from minirlhf.runtime.device import ranks, sum_over_ranks
+from minirlhf.runtime import precision, ranks
+from minirlhf.runtime.resume import TrainingState
+from minirlhf.runtime.tracking import progress_bar
+from minirlhf.settings import Settings
 from minirlhf.tokens import shuffled_batches
 
-# The root mean square of the margins on the training pairs with which fine-tuning starts.
-FIRST_MARGINS = 0.3
+FIRST_MARGINS = 0.3  # root mean square of the margins with which fine-tuning starts
+ENOUGH = (
+    10_000  # texts or pairs from which a head can be started; more would say the same
+)
+PAIRS_AT_ONCE = 5000  # in evaluation, so that memory stays flat
+
+
+# ---- training a head on frozen vectors
 
 
 def fit_frozen(
-    model: RewardModel, features: Tensor, train: Part, validation: Part, args, options=PLAIN
+    model: RewardModel,
+    features: Tensor,
+    train: Part,
+    validation: Part,
+    settings: Settings,
 ) -> Iterator[dict]:
-    """Train a head on frozen features (U, D); a row of numbers after each epoch.
+    """Train a head on frozen vectors (U, D), and yield a record of each epoch.
 
-    args: holds `epochs`, `batch_size` (pairs), `lr`, `weight_decay`, `seed` and `patience`
-        (stop after so many epochs in a row without a better one).
+    train, validation: pairs whose texts are rows of `features`.
+    Raises FloatingPointError if a loss is not finite.
     """
-    step, device = STEPS[model.info["approach"]], features.device
-    train = Part(*(t.to(device) for t in train))
-    used = torch.cat([train.chosen, train.rejected])
-    # At most 10,000 texts: they say as much as all, and all might be copied into much memory.
-    model.head.fit_input(features[used[:: len(used) // 10_000 + 1]])
+    training_step = STEPS[model.info["approach"]]
+    train = train.to(features.device)
+    fit_scales(model, features, train)
+    state = new_state(model, settings)
+
+    for epoch in range(1, settings.epochs + 1):
+        start = time.perf_counter()
+        sums = EpochSums(len(train.prompt), features.device)
+        order = torch.randperm(len(train.prompt), generator=state.generator)
+        for picked in order.to(features.device).split(settings.batch_size):
+            pairs = train.pick(picked)  # B pairs
+            result = training_step(model, features, pairs, settings)
+
+            state.optimizer.zero_grad()
+            result.loss.backward()
+            state.optimizer.step()
+            sums.add(result)
+
+        evaluation = evaluate(model, features, validation)
+        record = epoch_record(epoch, sums, evaluation, validation, start)
+        keep_if_best(state, record, evaluation)
+        yield record
+        if state.epochs_waited >= settings.patience:
+            break
+    model.load_state_dict(state.best_weights, strict=False)
+
+
+def fit_scales(model: RewardModel, features: Tensor, train: Part) -> None:
+    """Set the scale of the head's input, and of a regression's output, from the training pairs."""
+    texts = torch.cat([train.chosen, train.rejected])  # (2N,)
+    model.head.fit_input(features[evenly(texts, ENOUGH)])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
-    optimizer = torch.optim.AdamW(model.head.parameters(), args.lr, weight_decay=args.weight_decay)
-    generator = torch.Generator().manual_seed(args.seed)
-    count = len(train.chosen)
-    best = Best(model, count)
-    for epoch in range(1, args.epochs + 1):
-        start = time.perf_counter()
-        total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
-        for picked in torch.randperm(count, generator=generator).to(device).split(args.batch_size):
-            loss, margins = step(model, features, Part(*(t[picked] for t in train)), options)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total_loss += loss.detach() * len(picked)
-            total_right += credit(margins.detach()).sum()
-        result = evaluate(model, features, validation)
-        row = best.update(epoch, total_loss, total_right, validation, result, start)
-        yield row
-        if best.waited >= args.patience:
-            break
-    model.load_state_dict(best.weights, strict=False)
+
+
+def evenly(items: Tensor, most: int) -> Tensor:
+    """At most `most` of the items: all of few; of many every second one, or every third ..."""
+    every = math.ceil(len(items) / most)
+    return items[::every]
+
+
+# ---- training encoder and head
 
 
 def fit_finetune(
-    model: RewardModel, rows: Sequence, train: Part, validation: Part, args, options=PLAIN
+    model: RewardModel,
+    token_rows: Sequence,
+    train: Part,
+    validation: Part,
+    settings: Settings,
+    dtype: torch.dtype = torch.float32,
+    state: TrainingState | None = None,
 ) -> Iterator[dict]:
-    """Train encoder and head on token rows (U of them); a row of numbers after each epoch.
+    """Train encoder and head on U token rows, and yield a record of each epoch.
 
-    args: holds what `fit_frozen` reads, and
-        accumulate: batches in one optimiser step.
-        warmup: share of all steps over which the learning rate rises from 0 to `lr`; from there it
-            falls in a line to 0 at the last step.
-        clip: largest norm of the gradient.
-        dropout: 0 turns it off, also where the encoder was pretrained with it. The two sides of a
-            pair would see two masks, and that noise is as large as the margins to be learned.
-
-    With `options.state` (`runtime/resume.py`) all that the loop holds is saved after each epoch. If
-    a state is found, its epoch's row is yielded once more, and training goes on from there.
+    train, validation: pairs whose texts are rows of `token_rows`.
+    dtype: the precision of the encoder's computations; the weights that learn are float32.
+    state: `new_state(model, settings)`, or that of a stopped run which now goes on. Whenever an
+        epoch is yielded it is complete, so that it can be saved.
+    Raises FloatingPointError if a gradient or a loss is not finite, and ValueError if dropout is
+    asked of an encoder that has none.
     """
-    step, device = STEPS[model.info["approach"]], model.device
-    dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]
-    if args.dropout and not dropouts:
-        raise ValueError("this encoder has no dropout layers; leave --dropout out")
-    for module in dropouts:
-        module.p = args.dropout
-    weights = [p for p in model.parameters() if p.requires_grad]
-    # The rate is set at each step. `fused` is one kernel for all weights, not trusted on mps.
-    how = {"weight_decay": args.weight_decay, "fused": device.type != "mps"}
-    optimizer = torch.optim.AdamW(weights, **how)
-    generator = torch.Generator().manual_seed(args.seed)
-    best = Best(model, len(train.prompt))
-    row = options.state.load(best, optimizer, generator) if options.state else None
-    if row:
-        yield row
-    # Where the hardware multiplies bfloat16, a copy of the encoder in bfloat16 does the work. The
-    # float32 weights learn: most steps are smaller than the gaps between bfloat16 numbers.
-    worker = model.in_precision(options.dtype)
-    if not row:
-        start_head(worker, rows, train, options.progress)
-    copies = [p for p in worker.parameters() if p.requires_grad]
-    rank, processes = ranks()
-    sizes = torch.tensor([len(ids) for ids in rows])
-    lengths = torch.maximum(sizes[train.chosen], sizes[train.rejected]).tolist()  # the longer side
-    for epoch in range(row["epoch"] + 1 if row else 1, args.epochs + 1):
-        if best.waited >= args.patience:
+    set_dropout(model, settings.dropout)
+    state = state or new_state(model, settings)
+    model.info["temperature"] = (
+        state.temperature
+    )  # of the best epoch so far, if there is one
+    weights = precision.trained(model)
+    # The encoder works in a copy of low precision, under the same head (runtime/precision.py). In
+    # float32 the working copy is the model itself.
+    working_copy = model.in_precision(dtype)
+    lengths = longer_sides(token_rows, train)
+    if state.epoch == 0:
+        start_head(working_copy, token_rows, train)
+
+    for epoch in range(state.epoch + 1, settings.epochs + 1):
+        if (
+            state.epochs_waited >= settings.patience
+        ):  # here, since a resumed run may be at its end
             break
         start = time.perf_counter()
-        # Off by eval(), not by p = 0: attention may keep its dropout outside of nn.Dropout.
-        worker.train(args.dropout > 0)
-        batches = shuffled_batches(train.prompt.tolist(), lengths, args.batch_size, generator)
-        each = args.accumulate
-        updates = [batches[i : i + each] for i in range(0, len(batches), each)]
-        total_loss, total_right = torch.zeros((), device=device), torch.zeros((), device=device)
-        norms = []  # of the gradients since the last look
-        for i, micro_batches in enumerate(options.progress(updates, f"epoch {epoch}")):
-            pairs_in_update = sum(len(picked) for picked in micro_batches)
-            for picked in micro_batches:
-                # torchrun's processes share a batch. Neighbours stay together, as they share texts.
-                cuts = [len(picked) * r // processes for r in (rank, rank + 1)]
-                if not (picked := picked[slice(*cuts)]):
-                    continue
-                loss, margins = step(worker, *batch(rows, train, picked, device), options)
-                # Weighted by size, so that all parts together give the gradient of one large batch.
-                (loss * len(picked) / pairs_in_update).backward()
-                total_loss += loss.detach() * len(picked)
-                total_right += credit(margins.detach()).sum()
-            for weight, copy in zip(weights, copies, strict=True):  # the same where no copy works
-                grad = torch.zeros_like(weight) if copy.grad is None else copy.grad.float()
-                copy.grad, weight.grad = None, grad
-            sum_over_ranks(weight.grad for weight in weights)
-            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip))
-            # Looked at now and then only: to read a number off a GPU is to wait for it.
-            if len(norms) == 50 or i == len(updates) - 1:
-                if not (finite := torch.stack(norms).isfinite()).all():
-                    at = i + 1 - len(norms) + int(finite.int().argmin())  # the first
-                    where = f"step {at + 1} of epoch {epoch}, training pairs {sum(updates[at], [])}"
-                    raise FloatingPointError(f"no finite gradient at {where}; try a lower --lr")
-                norms = []
-            done = (epoch - 1 + (i + 0.5) / len(updates)) / args.epochs  # this step's middle
-            optimizer.param_groups[0]["lr"] = args.lr * learning_rate_share(done, args.warmup)
-            optimizer.step()
-            optimizer.zero_grad()
-            for weight, copy in zip(weights, copies, strict=True):
-                copy.data.copy_(weight)
-        sum_over_ranks([total_loss, total_right])
-        result = evaluate(worker, rows, validation)
-        row = best.update(epoch, total_loss, total_right, validation, result, start)
-        if options.state and rank == 0:
-            options.state.save(best, optimizer, generator, row)
-        yield row
-    model.load_state_dict(best.weights, strict=False)
+        sums = EpochSums(len(train.prompt), model.device)
+        # Without dropout all of the encoder is in evaluation mode, because attention may have a
+        # dropout of its own, which `set_dropout` does not reach.
+        working_copy.train(settings.dropout > 0)
+        updates = draw_updates(train, lengths, settings, state.generator)
+        for step, update in enumerate(progress_bar(updates, f"epoch {epoch}")):
+            # The gradient of all pairs of the update, in batches that fit into memory.
+            for batch in batches_of(update, token_rows, train, model.device):
+                result = bt_finetune(working_copy, batch.texts, batch.pairs, settings)
+                (result.loss * batch.share).backward()
+                sums.add(result)
+
+            # Added up over all processes, and shortened if it is too long.
+            precision.hand_gradients(working_copy, model)
+            ranks.sum_gradients(weights)
+            norm = clip_grad_norm_(weights, settings.clip)
+            check_finite(norm, epoch, step, update)
+
+            # One step of AdamW.
+            done = (
+                epoch - 1 + (step + 0.5) / len(updates)
+            ) / settings.epochs  # of all steps
+            set_learning_rate(state.optimizer, done, settings)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            precision.hand_weights(model, working_copy)
+
+        sums.add_up_over_processes()
+        evaluation = evaluate_texts(working_copy, token_rows, validation)
+        record = epoch_record(epoch, sums, evaluation, validation, start)
+        keep_if_best(state, record, evaluation)
+        state.epoch = epoch
+        yield record
+    model.load_state_dict(state.best_weights, strict=False)
 
 
 @torch.no_grad()
-def start_head(model: RewardModel, rows: Sequence, train: Part, progress=PLAIN.progress) -> None:
+def start_head(model: RewardModel, token_rows: Sequence, train: Part) -> None:
     """Point the linear head from the rejected to the chosen, as the untrained encoder sees them.
 
-    A dimension's weight is the mean difference of the two over the dimension's variance: a linear
-    discriminant in the manner of Fisher, scaled to margins of `FIRST_MARGINS`. Of many pairs at
-    most 10,000 are read, evenly picked.
+    A dimension's weight is the mean difference of the two, over the dimension's variance: a linear
+    discriminant in the manner of Fisher, scaled to margins of `FIRST_MARGINS`.
 
-    The encoder learns what to show once the head knows what to look for, and the head the other way
-    round; where the head starts at zero or at random, how soon they find each other is chance. To
-    fit it before the encoder moves is the advice of Kumar et al. (2022, linear probing, then
-    fine-tuning, https://arxiv.org/abs/2202.10054).
-
-    Tried on validation, when the word embeddings learned, too (calibrated loss after three epochs,
-    bundled folds 2 and 0; -: not run). With ten times the rate for the head: zero 0.560, 0.534;
-    random 0.541, -; pointed 0.426, -; a Bradley-Terry head fitted to the end (ridge 0.03)
-    0.432, 0.504, at twice the rate for all 0.498, -, in batches of 16 0.468, -. With one rate
-    for all: fitted to the end 0.427, -; pointed, as it is now, 0.418, 0.448; with margins of 1
-    0.437, 0.496; at half the rate 0.438, -.
+    The encoder learns what to show once the head knows what to look for, and the head learns what
+    to look for once the encoder shows it. From a head at zero or at random it is a matter of chance
+    how soon they find each other. Kumar et al. (2022, https://arxiv.org/abs/2202.10054) advise to
+    fit the head before the encoder moves. Pointing it was better than zero, than random and than a
+    fitted head; the trials are in experiments/README.md.
     """
-    picked = slice(None, None, -(-len(train.prompt) // 10_000))
-    texts, pairs = batch(rows, train, picked, model.device)
-    # A vector that is not finite is found in training, with the pairs it belongs to.
-    vectors = _vectors(model, texts, progress).nan_to_num(posinf=0, neginf=0)  # (U, D)
+    some = evenly(torch.arange(len(train.prompt)), ENOUGH)
+    texts, pairs = distinct_texts(token_rows, train.pick(some))
+    pairs = pairs.to(model.device)
+    # A vector that is not finite is reported in training, with the pairs it belongs to.
+    vectors = vectors_by_all(model, texts, progress=True)  # (U, D)
+    vectors = vectors.nan_to_num(posinf=0, neginf=0)
     differences = vectors[pairs.chosen] - vectors[pairs.rejected]  # (B, D)
-    direction = (pairs.weight[:, None] * differences).mean(dim=0)
+    direction = (pairs.weight[:, None] * differences).mean(dim=0)  # (D,)
     direction /= vectors.var(dim=0).clamp(min=1e-6)  # some dimensions hardly vary
-    size = (differences @ direction).square().mean().sqrt()
-    model.head.output.weight.copy_(FIRST_MARGINS * direction / size.clamp(min=1e-9))
+    margins = differences @ direction  # (B,)
+    root_mean_square = margins.square().mean().sqrt()
+    direction = FIRST_MARGINS * direction / root_mean_square.clamp(min=1e-9)
+    model.head.output.weight.copy_(direction)
 
 
-def _vectors(model: RewardModel, rows: Sequence, progress: Callable) -> Tensor:
-    """The vectors (U, D) of token rows; each of torchrun's processes reads its share."""
-    model.eval()
-    rank, processes = ranks()
-    vectors = torch.zeros(len(rows), model.info["size"], device=model.device)
-    if mine := rows[rank::processes]:
-        vectors[rank::processes] = model.map(model.vectors, mine, progress=progress)
-    sum_over_ranks([vectors])
-    return vectors
+def set_dropout(model: RewardModel, share: float) -> None:
+    """Set the encoder's dropout. Raises ValueError if it has none and `share` is not 0."""
+    layers = [
+        module
+        for module in model.encoder.modules()
+        if isinstance(module, torch.nn.Dropout)
+    ]
+    if share and not layers:
+        raise ValueError("this encoder has no dropout layers; leave --dropout out")
+    for layer in layers:
+        layer.p = share
 
 
-def learning_rate_share(done: float, warmup: float) -> float:
-    """Share of the peak learning rate when `done` (0 to 1) of the run is done: up, then down."""
-    return min(done / max(warmup, 1e-9), (1 - done) / max(1 - warmup, 1e-9))
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, done: float, settings: Settings
+) -> None:
+    """Set the learning rate for a step: it rises from 0 to its peak, and then falls to 0.
+
+    done: the share (0 to 1) of the run that is over in the middle of the step, so that neither the
+        first step nor the last one has a rate of 0.
+    """
+    rising = done / max(settings.warmup, 1e-9)
+    falling = (1 - done) / max(1 - settings.warmup, 1e-9)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * min(rising, falling)
 
 
-class Best:
-    """The best weights so far and the epochs since; makes an epoch's row of numbers, too."""
-
-    def __init__(self, model: RewardModel, count: int):
-        self.model, self.count = model, count  # `count` training pairs
-        self.lowest, self.weights, self.waited = math.inf, {}, 0
-
-    def update(self, epoch, total_loss, total_right, validation: Part, result, start) -> dict:
-        """The epoch's row of numbers. Keeps the weights if it is the best so far.
-
-        result: what `evaluate` returned for `validation`; start: when the epoch began.
-        Raises FloatingPointError if a loss is NaN or infinite.
-        """
-        validation_loss, margins, _ = result
-        temperature = fit_temperature(margins, validation.weight)
-        row = {
-            "epoch": epoch,
-            "train_loss": total_loss.item() / self.count,
-            "train_accuracy": total_right.item() / self.count,
-            "validation_loss": validation_loss,
-            "validation_accuracy": credit(margins).mean().item(),
-            "calibrated_loss": negative_log_likelihood(margins, temperature, validation.weight),
-            "seconds": time.perf_counter() - start,
-        }
-        if not math.isfinite(row["train_loss"] + row["validation_loss"]):
-            raise FloatingPointError(f"the loss of epoch {epoch} is not finite; try a lower --lr")
-        row["best"] = row["calibrated_loss"] < self.lowest
-        self.waited = 0 if row["best"] else self.waited + 1
-        if row["best"]:
-            trained = self.model.named_parameters()
-            self.weights = {n: p.detach().cpu().clone() for n, p in trained if p.requires_grad}
-            self.lowest = row["calibrated_loss"]
-            # Without weights: the temperature is about the data as they are.
-            self.model.info["temperature"] = fit_temperature(margins)
-        return row
+def check_finite(norm: Tensor, epoch: int, step: int, update: Sequence) -> None:
+    """Raise FloatingPointError, with step and pairs, if a gradient is NaN or infinite."""
+    if norm.isfinite():
+        return
+    pairs = [pair for picked in update for pair in picked]
+    where = f"step {step + 1} of epoch {epoch}, training pairs {pairs}"
+    raise FloatingPointError(f"no finite gradient at {where}; try a lower --lr")
 
 
-def batch(
-    rows: Sequence, part: Part, picked: Sequence[int] | slice, device: torch.device | str = "cpu"
-) -> tuple[list, Part]:
-    """The rows of the distinct texts in the picked pairs, and these pairs in their numbers."""
-    pairs = Part(*(t[picked] for t in part))
-    used, number = torch.cat([pairs.chosen, pairs.rejected]).unique(return_inverse=True)
-    chosen, rejected = number.chunk(2)
-    pairs = Part(*(t.to(device) for t in pairs._replace(chosen=chosen, rejected=rejected)))
-    return [rows[i] for i in used.tolist()], pairs
+# ---- batches
+
+
+class Batch(NamedTuple):
+    """A part of the pairs of one update, as it goes through the encoder."""
+
+    texts: list  # token rows of the U distinct texts
+    pairs: Part  # B pairs, in the numbers 0 ... U - 1 of these texts
+    share: float  # B over the pairs of the whole update
+
+
+def draw_updates(
+    train: Part, lengths: Sequence[int], settings: Settings, generator: torch.Generator
+) -> list[list[list[int]]]:
+    """An epoch of updates, each a list of batches, each a list of the numbers of its pairs."""
+    batches = shuffled_batches(
+        train.prompt.tolist(), lengths, settings.batch_size, generator
+    )
+    size = settings.accumulate  # the last update gets what is left
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+
+def batches_of(
+    update: Sequence[Sequence[int]],
+    token_rows: Sequence,
+    train: Part,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """The batches of an update; of each one the part that this process has to read."""
+    pairs_in_update = sum(len(picked) for picked in update)
+    for picked in update:
+        mine = ranks.my_share(picked)
+        if mine:  # there may be fewer pairs than processes
+            texts, pairs = distinct_texts(token_rows, train.pick(mine))
+            yield Batch(texts, pairs.to(device), len(mine) / pairs_in_update)
+
+
+def distinct_texts(token_rows: Sequence, pairs: Part) -> tuple[list, Part]:
+    """The token rows of the distinct texts in some pairs, and the pairs in the numbers of these.
+
+    Two pairs (texts 3 and 7, texts 3 and 9) have three distinct texts, 3, 7 and 9. In their own
+    numbers the pairs are (0, 1) and (0, 2), so text 3 is read once and serves both.
+    """
+    both_sides = torch.cat([pairs.chosen, pairs.rejected])  # 3 3 7 9
+    used, number = both_sides.unique(return_inverse=True)  # 3 7 9, and 0 0 1 2
+    chosen, rejected = number.chunk(2)  # 0 0 and 1 2
+    texts = [token_rows[i] for i in used.tolist()]
+    return texts, pairs._replace(chosen=chosen, rejected=rejected)
+
+
+def longer_sides(token_rows: Sequence, train: Part) -> list[int]:
+    """The number of tokens of each pair's longer side: N of them."""
+    lengths = torch.tensor([len(ids) for ids in token_rows])  # (U,)
+    return torch.maximum(lengths[train.chosen], lengths[train.rejected]).tolist()
+
+
+# ---- what an epoch amounts to
+
+
+class EpochSums:
+    """Loss and right pairs of an epoch, summed up on the device."""
+
+    def __init__(self, pairs: int, device: torch.device):
+        self.pairs = pairs  # of the whole epoch
+        self.loss = torch.zeros((), device=device)
+        self.right = torch.zeros((), device=device)
+
+    def add(self, result: Step) -> None:
+        """Add a batch of pairs."""
+        self.loss += result.loss.detach() * len(result.margins)
+        self.right += credit(result.margins.detach()).sum()
+
+    def add_up_over_processes(self) -> None:
+        """Add the sums of torchrun's other processes."""
+        ranks.sum_tensors([self.loss, self.right])
+
+
+def new_state(model: RewardModel, settings: Settings) -> TrainingState:
+    """The state of a training that has not begun."""
+    # "Fused" is one kernel for all weights. A head alone does not need it, and mps is not trusted.
+    fused = model.info["approach"] == "bt-finetune" and model.device.type != "mps"
+    optimizer = torch.optim.AdamW(
+        precision.trained(model),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    return TrainingState(model, optimizer, generator)
+
+
+def epoch_record(
+    epoch: int, sums: EpochSums, evaluation: "Evaluation", validation: Part, start: float
+) -> dict:
+    """The numbers of an epoch, as `history.jsonl` has them.
+
+    evaluation: of the validation part; start: when the epoch began.
+    Raises FloatingPointError if a loss is NaN or infinite.
+    """
+    train_loss = sums.loss.item() / sums.pairs
+    if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
+        raise FloatingPointError(
+            f"the loss of epoch {epoch} is not finite; try a lower --lr"
+        )
+    margins = evaluation.margins
+    temperature = fit_temperature(margins, validation.weight)
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "train_accuracy": sums.right.item() / sums.pairs,
+        "validation_loss": evaluation.loss,
+        "validation_accuracy": credit(margins).mean().item(),
+        "calibrated_loss": negative_log_likelihood(
+            margins, temperature, validation.weight
+        ),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def keep_if_best(state: TrainingState, record: dict, evaluation: "Evaluation") -> None:
+    """Keep the weights if the epoch is the best so far, and say in its record whether it is."""
+    record["best"] = record["calibrated_loss"] < state.lowest_loss
+    if not record["best"]:
+        state.epochs_waited += 1
+        return
+    state.epochs_waited = 0
+    state.lowest_loss = record["calibrated_loss"]
+    state.best_weights = {}
+    for name, weight in state.model.named_parameters():
+        if weight.requires_grad:
+            state.best_weights[name] = weight.detach().cpu().clone()
+    # The temperature of the finished model ignores the pairs' weights (`--balance`): it turns
+    # margins into probabilities for pairs as frequent as they are in the data.
+    state.temperature = fit_temperature(evaluation.margins)
+    state.model.info["temperature"] = state.temperature
+
+
+# ---- evaluation
+
+
+class Evaluation(NamedTuple):
+    """What a model says of N pairs."""
+
+    loss: float  # the mean over the pairs, weighted; without margin and label smoothing
+    margins: Tensor  # (N,)
+    rewards: (
+        Tensor | None
+    )  # (N, 2) of chosen and rejected; None where the model only compares
 
 
 @torch.no_grad()
-def evaluate(
-    model: RewardModel, inputs, part: Part, progress: Callable = PLAIN.progress
-) -> tuple[float, Tensor, Tensor | None]:
-    """Loss, margins (N,) and rewards (N, 2) of a whole part, each distinct text once.
+def evaluate(model: RewardModel, features: Tensor, part: Part) -> Evaluation:
+    """Evaluate all pairs of a part, given the vectors (U, D) of the texts."""
+    step = EVALUATION_STEPS[model.info["approach"]]
+    order = by_prompt(part)
+    results = []
+    for picked in order.split(PAIRS_AT_ONCE):
+        pairs = part.pick(picked).to(model.device)
+        results.append(step(model, features, pairs))
+    return put_together(results, order)
 
-    inputs: token rows, or features (U, D), which a frozen encoder makes once.
-    The loss leaves out margin and label smoothing; the pairs' weights stay in. A classification has
-    no rewards: None.
+
+@torch.no_grad()
+def evaluate_texts(
+    model: RewardModel, token_rows: Sequence, part: Part, progress: bool = False
+) -> Evaluation:
+    """Evaluate all pairs of a part, given the token rows of the texts; each is read once."""
+    step = EVALUATION_STEPS[model.info["approach"]]
+    order = by_prompt(part)
+    results = []
+    for picked in order.split(PAIRS_AT_ONCE):
+        texts, pairs = distinct_texts(token_rows, part.pick(picked))
+        vectors = vectors_by_all(model, texts, progress)  # (U, D) of these pairs
+        results.append(step(model, vectors, pairs.to(model.device)))
+    return put_together(results, order)
+
+
+def by_prompt(part: Part) -> Tensor:
+    """The numbers (N,) of the pairs, sorted so that those of one prompt are neighbours."""
+    return part.prompt.argsort(stable=True)
+
+
+def put_together(results: list, order: Tensor) -> Evaluation:
+    """The evaluation of N pairs from the steps of its pieces, in the pairs' own order.
+
+    order (N,): the pairs in the order in which the pieces hold them.
     """
-    approach = model.info["approach"]
-    step = bt_frozen if approach == "bt-finetune" else STEPS[approach]  # nothing is trained here
-    total, margins, rewards = 0.0, [], []
-    order = part.prompt.argsort(stable=True)  # what shares a response shares a prompt
-    for picked in order.split(5000):  # in pieces, so that memory stays flat
-        pairs, vectors = Part(*(t[picked].to(model.device) for t in part)), inputs
-        if not isinstance(inputs, Tensor):
-            texts, pairs = batch(inputs, part, picked, model.device)
-            vectors = _vectors(model, texts, progress)
-        loss, margin = step(model, vectors, pairs)
-        total += loss.item() * len(picked)
-        margins.append(margin.cpu())
-        if approach != "classification":
-            sides = model.head(vectors[pairs.chosen]), model.head(vectors[pairs.rejected])
-            rewards.append(torch.stack(sides, dim=1).cpu())
-    place = order.argsort()
-    rewards = torch.cat(rewards)[place] if rewards else None
-    return total / len(part.chosen), torch.cat(margins)[place], rewards
+    place = order.argsort()  # (N,) where each pair is
+    margins = torch.cat([result.margins for result in results]).cpu()
+    loss = sum(result.loss.item() * len(result.margins) for result in results)
+    rewards = None
+    if results[0].rewards is not None:
+        rewards = torch.cat([result.rewards for result in results]).cpu()[place]
+    return Evaluation(loss / len(margins), margins[place], rewards)
+
+
+def vectors_by_all(
+    model: RewardModel, token_rows: Sequence, progress: bool = False
+) -> Tensor:
+    """The vectors (U, D) of token rows; each of torchrun's processes reads its share.
+
+    The model is in evaluation mode afterwards.
+    """
+    model.eval()
+    mine = ranks.every_nth(token_rows)
+    vectors = torch.zeros(len(token_rows), model.info["size"], device=model.device)
+    if mine:
+        ranks.every_nth(vectors)[:] = model.vectors(mine, progress)
+    ranks.sum_tensors([vectors])
+    return vectors

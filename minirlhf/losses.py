@@ -1,22 +1,23 @@
-"""The three losses, each a pure function of tensors: stage 6 of the data's path.
+"""The three losses, each a pure function of tensors.
 
     regression      mse_loss             how far is the reward from the rating?
     classification  bce_loss             is the first response the preferred one?
     bt-frozen       bradley_terry_loss   how likely is the observed preference?
-    bt-finetune     bradley_terry_loss   the same; only the gradient reaches further
+    bt-finetune     bradley_terry_loss   the same loss, but its gradient reaches the encoder too
 
-Rewards are raw scores. A sigmoid before the Bradley-Terry loss is a common mistake: it holds the
-margin within (-1, 1), so that the loss can never fall below log(1 + 1/e) = 0.3133 and its gradient
-vanishes exactly where the model is sure and wrong.
+Rewards are raw scores. Applying a sigmoid to them before the Bradley-Terry loss is a common
+mistake. It keeps the margin within (-1, 1), so the loss can never fall below log(1 + 1/e) = 0.3133.
+Worse, the gradient vanishes exactly where the model is sure and wrong, because the sigmoid is flat
+there.
 
-`weight` makes some pairs count more than others, (B,) with mean 1 over the data set; left out, all
-count the same.
+Each loss takes a `weight`, which makes some pairs count more than others: (B,), with mean 1 over
+the data set. Without it all pairs count the same.
 
 Copy this file alone; it needs torch only. Read next: `approaches.py`, where each loss is used.
 
 >>> import torch
 >>> chosen, rejected = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
->>> round(bradley_terry_loss(chosen, rejected).item(), 4)  # mean of log(1 + e^-2) and ln 2
+>>> round(bradley_terry_loss(chosen, rejected).item(), 4)  # the mean of log(1 + e^-2) and ln 2
 0.41
 >>> round(bradley_terry_loss(chosen + 5, rejected + 5).item(), 4)  # only differences count
 0.41
@@ -27,24 +28,33 @@ from torch import Tensor
 
 
 def mse_loss(reward: Tensor, rating: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """Mean squared error between rewards and ratings: (N,), (N,) -> scalar, rating units squared.
+    """Mean squared error of rewards and ratings: (N,), (N,) -> scalar, in squared rating units.
 
-    Raises ValueError if the shapes differ: (N, 1) against (N,) would broadcast to (N, N) unseen.
+    Raises ValueError if the shapes differ. PyTorch would silently broadcast (N, 1) against (N,) to
+    (N, N), and the loss would compare every reward with every rating.
     """
-    _same_shape(reward, rating)
-    return (weight * (reward.float() - rating.float()) ** 2).mean()
+    _require_equal_vectors(reward, rating)
+    error = reward.float() - rating.float()  # (N,)
+    return (weight * error**2).mean()
 
 
 def bce_loss(
-    logit: Tensor, label: Tensor, label_smoothing: float = 0.0, weight: Tensor | float = 1.0
+    logit: Tensor,
+    label: Tensor,
+    label_smoothing: float = 0.0,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """Binary cross-entropy of "the first is preferred": logits (B,), labels 0 or 1 (B,) -> scalar.
+    """Binary cross-entropy of "the first response is preferred": (B,), (B,) -> scalar in nats.
 
-    Label smoothing e moves each label e of the way to its opposite: 1 becomes 1 - e, 0 becomes e.
+    The label is 1 where the first response is preferred and 0 where the second one is. Label
+    smoothing e replaces a label of 1 by 1 - e and a label of 0 by e. Raises ValueError if the
+    shapes differ.
     """
-    _same_shape(logit, label)
-    label = label.float() * (1 - 2 * label_smoothing) + label_smoothing
-    loss = F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")  # (B,)
+    _require_equal_vectors(logit, label)
+    target = label.float() * (1 - 2 * label_smoothing) + label_smoothing  # (B,)
+    loss = F.binary_cross_entropy_with_logits(
+        logit.float(), target, reduction="none"
+    )  # (B,)
     return (weight * loss).mean()
 
 
@@ -60,20 +70,29 @@ def bradley_terry_loss(
     P(chosen > rejected) = sigmoid(r_chosen - r_rejected)      Bradley and Terry 1952
     loss = -mean log sigmoid(r_chosen - r_rejected - margin)   InstructGPT, eq. 1
                                                                (https://arxiv.org/abs/2203.02155);
-                                                               the margin is Llama 2's, eq. 2
+                                                               the margin is that of Llama 2, eq. 2
                                                                (https://arxiv.org/abs/2307.09288)
 
-    With label smoothing e the observed preference is taken to be wrong with probability e, so the
-    other direction enters with weight e (https://arxiv.org/abs/2401.06080). Equal rewards
-    give ln 2; adding one constant to all rewards changes nothing. `logsigmoid` keeps the result
-    finite where log(sigmoid(x)) is -inf, and float32 is forced: autocast has no rule for it.
+    Equal rewards give a loss of ln 2, and adding one constant to all rewards changes nothing.
+
+    Label smoothing e assumes that the observed preference is wrong with probability e, so the
+    opposite preference enters the loss with weight e (https://arxiv.org/abs/2401.06080).
+
+    `logsigmoid` keeps the loss finite where log(sigmoid(x)) would be -inf. Autocast has no rule for
+    it, so the rewards are converted to float32 here.
+
+    Raises ValueError if the shapes differ.
     """
-    _same_shape(chosen, rejected)
+    _require_equal_vectors(chosen, rejected)
     difference = chosen.float() - rejected.float() - margin  # (B,)
-    right, wrong = F.logsigmoid(difference), F.logsigmoid(-difference)
-    return -(weight * ((1 - label_smoothing) * right + label_smoothing * wrong)).mean()
+    right = F.logsigmoid(difference)  # (B,) the observed preference
+    wrong = F.logsigmoid(-difference)  # (B,) the opposite preference
+    log_likelihood = (1 - label_smoothing) * right + label_smoothing * wrong  # (B,)
+    return -(weight * log_likelihood).mean()
 
 
-def _same_shape(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape or a.dim() != 1:
-        raise ValueError(f"expected two equally long vectors, got {(*a.shape,)} and {(*b.shape,)}")
+def _require_equal_vectors(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError unless both tensors are vectors of the same length."""
+    if a.dim() != 1 or a.shape != b.shape:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"expected two equally long vectors, got {shapes}")

@@ -1,14 +1,18 @@
-"""What a set of margins says: stage 7 of the data's path.
+"""Metrics: what the margins of a set of pairs say about a model.
 
-Everything here is counted a pair at a time over the whole part. A mean of batch means is another
-number, since the last batch is smaller.
+A margin is the reward of the chosen response minus the reward of the rejected one. A positive
+margin means that the model ranks the pair as the data does.
 
-Several pairs may share a prompt, and such pairs succeed or fail together, so pairs are not
-independent draws: intervals come from resampling prompts, each with all of its pairs (a cluster
-bootstrap). One function, `bootstrap`, serves accuracy, the mean over subsets and the difference
-between two models on the same pairs.
+Every number here is computed over all pairs of a part at once. The mean of the batches' means would
+be a different number, because the last batch is smaller than the others.
 
-Copy this file alone; it needs torch only. Read next: `figures.py`.
+Several pairs may share a prompt. A model tends to be right on all of them or wrong on all of them,
+so pairs are not independent draws. The intervals therefore come from resampling prompts, and each
+prompt brings all of its pairs along (a cluster bootstrap). One function, `bootstrap`, gives the
+interval of an accuracy, of a mean over subsets, and of the difference between two models on the
+same pairs.
+
+Copy this file alone; it needs torch only. Read next: `score.py`.
 
 >>> credit(torch.tensor([0.3, -2.0, 0.0])).tolist()
 [1.0, 0.0, 0.5]
@@ -27,25 +31,42 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its 95 % interval."""
+    """An estimate and the two ends of its 95 % interval."""
 
     estimate: float
     low: float
     high: float
 
 
+class Bin(NamedTuple):
+    """The pairs on which the model is about equally confident."""
+
+    confidence: float  # mean over the pairs of the bin
+    accuracy: float
+    n: int  # number of pairs
+
+
 def named(name: str, interval: Interval) -> dict[str, float]:
-    """An interval as three flat numbers: {name, name_low, name_high}."""
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
+    """An interval as three numbers of a flat dictionary: {name, name_low, name_high}."""
+    return {
+        name: interval.estimate,
+        f"{name}_low": interval.low,
+        f"{name}_high": interval.high,
+    }
 
 
 def credit(margins: Tensor) -> Tensor:
-    """1 where the chosen response has the larger reward, 0 where the smaller, 1/2 for a tie: (N,).
+    """How right each pair is: 1 if its margin is positive, 0 if negative, 1/2 if zero: (N,).
 
-    A tie at 1/2 is what guessing would earn. Counted as right or as wrong, a model that gives every
-    text the same reward would score 100 % or 0 %.
+    A tie counts 1/2 because guessing would earn that much. A model that gives every text the same
+    reward would score 100 % if ties counted as right, and 0 % if they counted as wrong.
     """
-    return (margins > 0).float() + 0.5 * (margins == 0).float()
+    right = (margins > 0).float()  # (N,)
+    tied = (margins == 0).float()  # (N,)
+    return right + 0.5 * tied
+
+
+# ---- accuracy and its interval
 
 
 def bootstrap(
@@ -57,150 +78,246 @@ def bootstrap(
 ) -> Interval:
     """Mean of `values` (N,) with its 95 % percentile interval from resampling prompts.
 
-    values: `credit(margins)` for accuracy; `credit(a) - credit(b)` for the paired difference of two
-        models on the same pairs. An interval clear of zero is a test at 5 %: of twenty models
-        that are no better, one passes.
-    prompts: the N pairs' prompts; pairs of one prompt are drawn together, or not at all.
-    subsets: N names; with them the estimate is the mean over subsets of each subset's mean. A
-        subset that a resample misses is left out of its mean, so subsets of a few prompts widen
-        the interval on one side.
+    values: one number for each pair. `credit(margins)` gives an accuracy, and `credit(a) -
+        credit(b)` gives the paired difference of two models on the same pairs. If the interval of a
+        difference does not contain zero, the two models differ at the 5 % level. Remember that one
+        in twenty comparisons of equally good models passes such a test.
+    prompts: the prompt of each of the N pairs. Whenever a prompt is drawn, all of its pairs are.
+    subsets: the subset of each of the N pairs. If they are given, the estimate is the mean over
+        subsets of each subset's mean. A resample may contain no pair of some subset, which is then
+        left out of that resample's mean, so subsets of few prompts widen the interval on one side.
 
-    The percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section
-    13.3. On few prompts, or near 0 and 1, it is too narrow. Raises ValueError when empty.
+    The percentile interval is that of Efron and Tibshirani, An Introduction to the Bootstrap
+    (1993), section 13.3. It is too narrow on few prompts and for accuracies near 0 or 1. Raises
+    ValueError if there are no values.
     """
     if len(values) == 0:
         raise ValueError("no values to average")
-    group = _codes(prompts)
-    kind = _codes(subsets if subsets is not None else [""] * len(values))
-    cell = group * (kind.max() + 1) + kind  # one cell for each prompt and subset
-    shape = (int(group.max()) + 1, int(kind.max()) + 1)  # (prompts G, subsets S)
-    flat = torch.zeros(shape[0] * shape[1], dtype=torch.float64)
-    total = flat.index_add(0, cell, values.double()).view(shape)  # (G, S) sums
-    count = flat.index_add(0, cell, torch.ones(len(cell), dtype=torch.float64)).view(shape)
+    if subsets is None:
+        subsets = [""] * len(values)  # all pairs are in one subset
+
+    total, count = _totals(values, prompts, subsets)  # both (G, S): G prompts, S subsets
+    estimate = (total.sum(0) / count.sum(0)).mean().item()
+
+    n_prompts = len(total)
     generator = torch.Generator().manual_seed(seed)
-    draws = []
+    subset_means = []
     for _ in range(resamples):
-        drawn = torch.randint(shape[0], (shape[0],), generator=generator)
-        # (G,) how often each prompt is drawn
-        weight = torch.bincount(drawn, minlength=shape[0]).double()
-        draws.append((weight @ total) / (weight @ count))  # (S,) NaN where a subset was not drawn
-    means = torch.stack(draws).nanmean(dim=1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval((total.sum(0) / count.sum(0)).mean().item(), low, high)
+        drawn = torch.randint(n_prompts, (n_prompts,), generator=generator)  # (G,)
+        times_drawn = torch.bincount(drawn, minlength=n_prompts).double()  # (G,)
+        subset_means.append((times_drawn @ total) / (times_drawn @ count))  # (S,)
+
+    # A subset that a resample did not draw has the mean 0 / 0 = NaN, which nanmean leaves out.
+    means = torch.stack(subset_means).nanmean(dim=1)  # (resamples,)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(means, ends).tolist()
+    return Interval(estimate, low, high)
+
+
+def _totals(
+    values: Tensor, prompts: Sequence[str], subsets: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Sum of the values, and number of pairs, of each prompt in each subset: both (G, S)."""
+    prompt = _numbers(prompts)  # (N,)
+    subset = _numbers(subsets)  # (N,)
+    n_prompts = int(prompt.max()) + 1  # G
+    n_subsets = int(subset.max()) + 1  # S
+
+    cell = (
+        prompt * n_subsets + subset
+    )  # (N,) the pair's place in a flattened (G, S) table
+    empty = torch.zeros(n_prompts * n_subsets, dtype=torch.float64)
+    ones = torch.ones(len(cell), dtype=torch.float64)
+    total = empty.index_add(0, cell, values.double())
+    count = empty.index_add(0, cell, ones)
+    return total.view(n_prompts, n_subsets), count.view(n_prompts, n_subsets)
+
+
+def _numbers(names: Sequence[str]) -> Tensor:
+    """Distinct names numbered 0, 1, ... in order of first appearance: (N,) int64."""
+    number: dict[str, int] = {}
+    for name in names:
+        if name not in number:
+            number[name] = len(number)
+    return torch.tensor([number[name] for name in names])
+
+
+def accuracies(right: Tensor, prompts: Sequence[str], subsets: Sequence[str]) -> dict:
+    """Accuracy, from credits (N,) and the pairs' prompts and subsets, and how far to trust it.
+
+    The result holds
+    - `n` and `n_prompts`, the numbers of pairs and of distinct prompts;
+    - `accuracy` and `balanced_accuracy`, the mean over subsets, in which a large subset cannot hide
+      a small one; each with the ends of its interval (`accuracy_low`, `accuracy_high`, ...);
+    - `detectable`, the smallest distance of a model's true accuracy from 0.5 that this part would
+      detect four times in five;
+    - `subsets`, a dictionary with `n` and `accuracy` of each subset.
+    """
+    right = right.double()
+    n_prompts = len(set(prompts))
+    accuracy = bootstrap(right, prompts)
+    balanced = bootstrap(right, prompts, subsets)
+
+    summary: dict = {"n": len(right), "n_prompts": n_prompts}
+    summary.update(named("accuracy", accuracy))
+    summary.update(named("balanced_accuracy", balanced))
+    summary["detectable"] = _detectable(accuracy, n_prompts)
+
+    summary["subsets"] = {}
+    for name in sorted(set(subsets)):
+        inside = torch.tensor([subset == name for subset in subsets])  # (N,)
+        summary["subsets"][name] = _count_and_accuracy(right, inside)
+    return summary
+
+
+def _detectable(accuracy: Interval, n_prompts: int) -> float:
+    """The smallest distance from 0.5 that would be detected four times in five.
+
+    A test at the 5 % level has a power of 80 % at a distance of 1.96 + 0.84 = 2.8 standard errors.
+    The standard error is that of a model whose true accuracy is 0.5. It is derived from the
+    measured interval: the standard error of a share p is proportional to sqrt(p (1 - p)).
+    """
+    error = (
+        accuracy.high - accuracy.low
+    ) / 3.92  # a 95 % interval is 2 * 1.96 errors wide
+    spread = math.sqrt(accuracy.estimate * (1 - accuracy.estimate))
+    # The bootstrap shows no error where, for instance, all pairs are right. The error is then taken
+    # to be that of one pair for each prompt.
+    relative = n_prompts**-0.5
+    if error != 0 and spread != 0:
+        relative = error / spread
+    return min(0.5, 2.8 * 0.5 * relative)  # the spread at an accuracy of 0.5 is 0.5
+
+
+def _count_and_accuracy(right: Tensor, inside: Tensor) -> dict:
+    """Number of the selected pairs and the accuracy on them, which is None if there are none."""
+    selected = right[inside]
+    accuracy = selected.mean().item() if len(selected) else None
+    return {"n": len(selected), "accuracy": accuracy}
+
+
+# ---- may the model's confidence be believed?
 
 
 def negative_log_likelihood(
     margins: Tensor, temperature: float = 1.0, weight: Tensor | float = 1.0
 ) -> float:
-    """-mean log sigmoid(margin / temperature), in nats: (N,) -> float. A coin's is ln 2 = 0.693.
+    """-mean log sigmoid(margin / temperature), in nats: (N,) -> float. Guessing gives ln 2 = 0.693.
 
-    weight: (N,) with mean 1, how much each pair counts.
+    weight: how much each pair counts, (N,) with mean 1.
     """
-    return (weight * F.softplus(-margins.double() / temperature)).mean().item()
+    loss = F.softplus(
+        -margins.double() / temperature
+    )  # (N,) -log sigmoid(x) is softplus(-x)
+    return (weight * loss).mean().item()
 
 
 def fit_temperature(margins: Tensor, weight: Tensor | float = 1.0) -> float:
     """The temperature T at which sigmoid(margin / T) has the highest likelihood on (N,) margins.
 
-    One number, fitted on validation, mends a model that is too sure or too timid and moves no
-    ranking (Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2). Two imaginary pairs
-    with margins of mean size are added, one right and one wrong: without them, a few pairs that
-    are all right would ask for certainty. The likelihood is concave in 1/T, so its slope is
-    bisected. T stays within 0.01 and 100 times the mean size; it goes to the upper end, where
-    probabilities are near one half, if the mean margin is not positive. All zero: T is 1.
+    Dividing the margins by this one number, fitted on the validation part, corrects a model that is
+    too sure or not sure enough, and it changes no ranking (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599, section 4.2).
+
+    Two imaginary pairs with margins of the mean size are added, one right and one wrong. Without
+    them, a few pairs that are all right would drive T to its lower end, where the model is certain.
+
+    T stays within 0.01 and 100 times the margins' mean size. If the mean margin is not positive, T
+    is at the upper end, where all probabilities are near one half. If all margins are zero, T is 1.
+
+    weight: how much each pair counts, (N,) with mean 1.
     """
     size = margins.double().abs().mean()
     if size == 0:
         return 1.0
-    m = torch.cat([margins.double(), torch.stack([size, -size])])
+    imaginary = torch.stack([size, -size])
+    margins = torch.cat([margins.double(), imaginary])  # (N + 2,)
     if isinstance(weight, Tensor):
-        weight = torch.cat([weight, torch.ones(2)])
-    low, high = math.log(0.01 * size), math.log(100 * size)
+        weight = torch.cat([weight, torch.ones(2)])  # (N + 2,)
+
+    # The log-likelihood is concave in 1/T. Its slope therefore changes sign once, at the best T,
+    # and halving the range of log T again and again finds that place.
+    low = math.log(0.01 * size)
+    high = math.log(100 * size)
     for _ in range(60):
         middle = (low + high) / 2
-        # The slope of the likelihood in 1/T: positive where a lower temperature would be better.
-        better_lower = (weight * m * torch.sigmoid(-m / math.exp(middle))).sum() > 0
-        low, high = (low, middle) if better_lower else (middle, high)
+        slope = (
+            weight * margins * torch.sigmoid(-margins / math.exp(middle))
+        ).sum()  # in 1/T
+        if slope > 0:  # a larger 1/T, that is a lower temperature, would be better
+            high = middle
+        else:
+            low = middle
     return math.exp(high)
 
 
-def reliability(
-    margins: Tensor, temperature: float = 1.0, bins: int = 10
-) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, n) of each bin of confidence that holds a pair.
+def reliability(margins: Tensor, temperature: float = 1.0, bins: int = 10) -> list[Bin]:
+    """Mean confidence, accuracy and number of pairs of each bin that holds a pair.
 
-    The model's confidence in its own choice is sigmoid(|margin| / temperature), from 0.5 to 1;
-    `bins` of equal width. Where confidence is honest, the two are equal.
+    The model's confidence in its own choice is sigmoid(|margin| / temperature), from 0.5 to 1. That
+    range is cut into `bins` bins of equal width. If the model's confidence can be believed, the
+    mean confidence and the accuracy of each bin are equal.
     """
     confidence = torch.sigmoid(margins.double().abs() / temperature)  # (N,)
-    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    place = ((confidence - 0.5) * 2 * bins).long()  # (N,)
+    place = place.clamp(max=bins - 1)  # a confidence of exactly 1 belongs to the last bin
+
     table = []
-    for i in place.unique():
-        inside = place == i
-        means = confidence[inside].mean().item(), credit(margins[inside]).mean().item()
-        table.append((*means, int(inside.sum())))
+    for number in place.unique():
+        inside = place == number  # (N,)
+        mean_confidence = confidence[inside].mean().item()
+        accuracy = credit(margins[inside]).mean().item()
+        table.append(Bin(mean_confidence, accuracy, int(inside.sum())))
     return table
 
 
 def calibration_error(margins: Tensor, temperature: float = 1.0, bins: int = 10) -> float:
-    """Expected calibration error: mean over pairs of their bin's |confidence - accuracy|.
+    """Expected calibration error: the mean over pairs of their bin's |confidence - accuracy|.
 
-    Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599). Small samples inflate it: a perfectly
-    calibrated model on n pairs in k bins still gets about sqrt(k / n) / 3.
+    Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599). It is too large on small samples: a
+    perfectly calibrated model on n pairs in k bins still gets about sqrt(k / n) / 3.
     """
-    table = reliability(margins, temperature, bins)
-    return sum(n * abs(sure - right) for sure, right, n in table) / len(margins)
+    total = 0.0
+    for group in reliability(margins, temperature, bins):
+        total += group.n * abs(group.confidence - group.accuracy)
+    return total / len(margins)
+
+
+# ---- ranks and ratings
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two vectors (N,), ties sharing their mean rank; nan if one is constant.
+    """Rank correlation of two vectors (N,); nan if one of them is constant.
 
-    Spearman 1904: Pearson's correlation of the ranks.
+    Spearman 1904: it is Pearson's correlation of the ranks. Equal values share their mean rank.
     """
-    ranks = []
-    for values in (a, b):
-        _, place, count = values.unique(return_inverse=True, return_counts=True)
-        rank = count.cumsum(0) - (count - 1) / 2  # mean rank of each distinct value
-        ranks.append(rank[place].double())
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+    ranks = torch.stack([_ranks(a), _ranks(b)])  # (2, N)
+    return torch.corrcoef(ranks)[0, 1].item()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The rank of each value, counted from 1; equal values share their mean rank: (N,) -> (N,)."""
+    distinct, place, count = values.unique(return_inverse=True, return_counts=True)
+    last_rank = count.cumsum(0)  # of each distinct value, in ascending order
+    mean_rank = last_rank - (count - 1) / 2
+    return mean_rank[place].double()
 
 
 def rating_errors(predicted: Tensor, ratings: Tensor) -> dict[str, float]:
-    """How far predictions (N,) are from ratings (N,), on the ratings' own scale.
+    """How far predictions (N,) are from ratings (N,), on the scale of the ratings.
 
-    `mae` is the mean absolute error, `rmse` the root of the mean squared one, and `r2` the share of
-    the ratings' variance that the model explains: 0 for always predicting their mean, and if all
-    ratings are equal.
+    `mae` is the mean absolute error and `rmse` is the root of the mean squared error. `r2` is the
+    share of the ratings' variance that the model explains. It is 0 for a model that always predicts
+    the mean rating, and it is set to 0 if all ratings are equal.
     """
-    error = predicted.double() - ratings.double()
-    mean_square, variance = error.square().mean().item(), ratings.double().var(correction=0).item()
+    error = predicted.double() - ratings.double()  # (N,)
+    mean_square = error.square().mean().item()
+    variance = ratings.double().var(correction=0).item()
     r2 = 1 - mean_square / variance if variance else 0.0
     return {"mae": error.abs().mean().item(), "rmse": math.sqrt(mean_square), "r2": r2}
 
 
-def accuracies(right: Tensor, prompts: Sequence[str], subsets: Sequence[str]) -> dict:
-    """Accuracy from credits (N,) and the pairs' prompts and subsets, with all that qualifies it.
-
-    `n`, `n_prompts`; `accuracy` and, so that a large subset cannot hide a small one, its mean over
-    subsets `balanced_accuracy`, both with the ends of their intervals; n and accuracy of each of
-    the `subsets`; `detectable`, the smallest distance from 0.5 that this part would show four times
-    in five (2.8 standard errors, 1.96 + 0.84, of a model that is right half the time).
-    """
-    right, n_prompts = right.double(), len(set(prompts))
-    summary: dict = {"n": len(right), "n_prompts": n_prompts}
-    for name, by in (("accuracy", None), ("balanced_accuracy", subsets)):
-        summary |= named(name, bootstrap(right, prompts, by))
-    error = (summary["accuracy_high"] - summary["accuracy_low"]) / 3.92
-    # A share p strays in proportion to sqrt(p (1 - p)). Where the bootstrap shows no error at all,
-    # as if each prompt were one pair.
-    spread = math.sqrt(summary["accuracy"] * (1 - summary["accuracy"]))
-    relative = error / spread if error and spread else n_prompts**-0.5
-    summary["detectable"] = min(0.5, 2.8 * 0.5 * relative)
-    summary["subsets"] = {}
-    for name in sorted(set(subsets)):
-        of_one = right[torch.tensor([subset == name for subset in subsets])]
-        summary["subsets"][name] = {"n": len(of_one), "accuracy": of_one.mean().item()}
-    return summary
+# ---- everything together
 
 
 def summarize(
@@ -211,36 +328,40 @@ def summarize(
     rewards: Tensor | None = None,
     temperature: float = 1.0,
 ) -> dict:
-    """What `metrics.json` holds for one part.
+    """All numbers of one part, as `metrics.json` holds them.
 
-    margins (N,), the pairs' prompts and subsets, lengths (N, 2) in characters and rewards (N, 2) of
-    chosen and rejected (None where the model only compares), the temperature fitted on validation.
+    margins: (N,).
+    prompts, subsets: those of the N pairs.
+    lengths: (N, 2), lengths of the chosen and of the rejected response in characters.
+    rewards: (N, 2), of chosen and rejected; None for a model that compares and gives no rewards.
+    temperature: fitted on the validation part (`fit_temperature`).
 
-    All that `accuracies` gives; `tie_rate`, the share of zero margins; `mean_margin` in reward
-    units (logits for a classification); `nll` and `calibration_error`, and both after division by
-    `temperature`; `length_correlation`, Spearman's of reward and length over the 2N responses (None
-    if all are alike); accuracy and n of the pairs whose chosen response is the longer
-    (`chosen_longer`) or the shorter.
+    The result holds everything that `accuracies` returns, and
+    - `tie_rate`, the share of margins that are zero;
+    - `mean_margin`, in units of the reward (for a classification, in logits);
+    - `temperature`;
+    - `nll` and `calibration_error`, and both again after the margins were divided by the
+      temperature (`nll_calibrated`, `calibration_error_calibrated`);
+    - `length_correlation`, Spearman's correlation of reward and length over the 2N responses, None
+      if all rewards or all lengths are equal. It is absent if there are no rewards;
+    - `chosen_longer` and `chosen_shorter`, the number and the accuracy of the pairs whose chosen
+      response is the longer, or the shorter, of the two.
     """
-    right = credit(margins).double()
+    right = credit(margins).double()  # (N,)
     summary = accuracies(right, prompts, subsets)
     summary["tie_rate"] = (margins == 0).double().mean().item()
     summary["mean_margin"] = margins.double().mean().item()
+
     summary["temperature"] = temperature
-    for name, t in (("", 1.0), ("_calibrated", temperature)):
-        summary[f"nll{name}"] = negative_log_likelihood(margins, t)
-        summary[f"calibration_error{name}"] = calibration_error(margins, t)
+    summary["nll"] = negative_log_likelihood(margins)
+    summary["calibration_error"] = calibration_error(margins)
+    summary["nll_calibrated"] = negative_log_likelihood(margins, temperature)
+    summary["calibration_error_calibrated"] = calibration_error(margins, temperature)
+
     if rewards is not None:
         correlation = spearman(rewards.flatten(), lengths.flatten())
         summary["length_correlation"] = None if math.isnan(correlation) else correlation
-    gap = lengths[:, 0] - lengths[:, 1]
-    for name, pairs in (("chosen_longer", gap > 0), ("chosen_shorter", gap < 0)):
-        accuracy = right[pairs].mean().item() if pairs.any() else None
-        summary[name] = {"n": int(pairs.sum()), "accuracy": accuracy}
+    longer_by = lengths[:, 0] - lengths[:, 1]  # (N,)
+    summary["chosen_longer"] = _count_and_accuracy(right, longer_by > 0)
+    summary["chosen_shorter"] = _count_and_accuracy(right, longer_by < 0)
     return summary
-
-
-def _codes(names: Sequence[str]) -> Tensor:
-    """Names as integers 0, 1, ... in order of first appearance: (N,) int64."""
-    code: dict[str, int] = {}
-    return torch.tensor([code.setdefault(name, len(code)) for name in names])

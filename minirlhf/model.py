@@ -1,14 +1,13 @@
-"""RewardModel: an encoder, a pooler and a head, and how the three are saved and loaded again.
+"""RewardModel: an encoder, a pooler and a head as one model, saved and loaded as one folder.
 
     ids, mask (N, T) --encoder--> hidden (N, T, D) --pool--> vector (N, D) --head--> reward (N,)
 
 The encoder is either a `transformers` model whose hidden states we pool ourselves (bt-frozen and
-bt-finetune), or a SentenceTransformer that pools and normalises as published (regression and
+bt-finetune), or a SentenceTransformer that pools and normalises as it was published (regression and
 classification). With the default encoder, the vectors of bt-frozen are those of regression before
-their scaling to length 1. Read next: `loops.py`.
+they are scaled to length 1. Read next: `loops.py`.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,61 +15,117 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf import encoders, heads, pooling, tokens
-from minirlhf.runtime import checkpoint
+from minirlhf.runtime import checkpoint, features, precision
+from minirlhf.runtime.device import Device
+from minirlhf.runtime.tracking import progress_bar
 
 FORMAT = 1  # of the model folder; raised when its layout changes
-HEADS = {"regression": heads.MLPHead, "classification": heads.PairHead,
-         "bt-frozen": heads.MLPHead, "bt-finetune": heads.LinearHead}  # fmt: skip
+HEADS = {
+    "regression": heads.MLPHead,
+    "classification": heads.PairHead,
+    "bt-frozen": heads.MLPHead,
+    "bt-finetune": heads.LinearHead,
+}
+AS_PUBLISHED = "as published"  # the pooling of a SentenceTransformer
+
+# How many padded tokens go through the encoder at once: on a CPU what its caches hold, on a GPU
+# what keeps it busy. Measured: see experiments/README.md.
+TOKENS_AT_ONCE = {"cpu": 1024, "other": 16384}
 
 
 class RewardModel(nn.Module):
     """`model(ids, mask)` is the reward of each text, (N,) in float32.
 
-    A classification has none: give two texts' `vectors` to its `head`.
+    A classification has no reward of one text: give the vectors of two texts to its `head`.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, head: nn.Module, info: dict):
         """info: what `reward.json` holds, see `build`."""
         super().__init__()
-        self.encoder, self.tokenizer, self.head, self.info = encoder, tokenizer, head, info
-        self.pad_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.head = head
+        self.info = info
+        self.pad_id = (
+            tokenizer.pad_token_id or 0
+        )  # any id will do, because the mask hides it
 
     @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
 
-    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list, int]:
-        """Token rows as training and scoring read them, and how many were cut (`tokens.encode`)."""
-        prompts = [""] * len(prompts) if self.info.get("response_only") else prompts
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """One vector for each text of a batch, in float32: (N, T), (N, T) -> (N, D)."""
+        if self.info["pooling"] == AS_PUBLISHED:
+            batch = {"input_ids": ids, "attention_mask": mask}
+            return self.encoder(batch)["sentence_embedding"].float()
+        hidden = self.encoder(
+            input_ids=ids, attention_mask=mask
+        ).last_hidden_state  # (N, T, D)
+        pool = pooling.POOLERS[self.info["pooling"]]
+        return pool(hidden, mask)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The reward of each text of a batch: (N, T), (N, T) -> (N,)."""
+        return self.head(self.embed(ids, mask))
+
+    def rewards(self, token_rows: Sequence, progress: bool = False) -> Tensor:
+        """The rewards of U token rows: (U,). Gradients flow if they are enabled."""
+        return self.in_batches(self.forward, token_rows, progress=progress)
+
+    def vectors(self, token_rows: Sequence, progress: bool = False) -> Tensor:
+        """The vectors of U token rows: (U, D)."""
+        return self.in_batches(self.embed, token_rows, progress=progress)
+
+    def in_batches(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        token_rows: Sequence,
+        tokens_at_once: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Apply `function(ids, mask)` to all token rows; the results in the order of the rows.
+
+        Training, evaluation and scoring all pass through here. Rows of similar length go together,
+        so that little of the work is padding. The result is (U,) or (U, D).
+        """
+        if tokens_at_once is None:
+            kind = "cpu" if self.device.type == "cpu" else "other"
+            tokens_at_once = TOKENS_AT_ONCE[kind]
+        lengths = [len(ids) for ids in token_rows]
+        batches = tokens.length_batches(lengths, tokens_at_once)
+
+        results = []
+        for batch in progress_bar(batches, "encoding") if progress else batches:
+            ids, mask = tokens.pad(
+                [token_rows[i] for i in batch], self.pad_id
+            )  # (N, T), (N, T)
+            results.append(function(ids.to(self.device), mask.to(self.device)))
+
+        order = torch.tensor(
+            [i for batch in batches for i in batch]
+        )  # (U,) as they were computed
+        place = order.argsort().to(self.device)  # (U,) where each row's result is
+        return torch.cat(results)[place]
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> tokens.Encoded:
+        """The token rows of U texts, for training and scoring alike, and how many were cut."""
+        if self.info.get("response_only"):
+            prompts = [""] * len(prompts)
         return tokens.encode(prompts, responses, self.tokenizer, self.info["max_length"])
 
     def in_precision(self, dtype: torch.dtype) -> "RewardModel":
-        """This model with a copy of its encoder whose weights are `dtype`; the head is shared.
+        """A model with the same head, and a copy of the encoder in `dtype`.
 
-        Itself for float32. Buffers keep their precision: a decoder's rotary frequencies need it.
+        For float32 it is this model itself, because that is the precision of its own weights.
         """
         if dtype == torch.float32:
             return self
-        encoder = copy.deepcopy(self.encoder)
-        for parameter in encoder.parameters():
-            parameter.data = parameter.data.to(dtype)
+        encoder = precision.copy_in(self.encoder, dtype)
         return RewardModel(encoder, self.tokenizer, self.head, self.info)
 
-    def vectors(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """One vector a text, in float32: (N, T), (N, T) -> (N, D)."""
-        if self.info["pooling"] == "as published":
-            features = {"input_ids": ids, "attention_mask": mask}
-            return self.encoder(features)["sentence_embedding"].float()
-        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return pooling.POOLERS[self.info["pooling"]](hidden, mask)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Reward of each text: (N, T), (N, T) -> (N,)."""
-        return self.head(self.vectors(ids, mask))
-
-    def map(self, function: Callable, rows: Sequence, **how) -> Tensor:
-        """`function(ids, mask)`, such as `self.vectors`, of all token rows (`tokens.map_rows`)."""
-        return tokens.map_rows(function, rows, self.pad_id, self.device, **how)
+# ---- a new model
 
 
 def build(
@@ -81,41 +136,111 @@ def build(
     attention: str | None = None,
     device: torch.device | str = "cpu",
 ) -> RewardModel:
-    """A new model for an approach: a pretrained encoder and a head that prefers nothing yet.
+    """A new model for an approach: a pretrained encoder, and a head that prefers nothing yet.
 
-    In bt-finetune all of the encoder learns but the word embeddings: half of a small encoder's
-    weights, of which a batch touches few, and of many words a small data set says nothing. Measured
-    on validation (calibrated loss; bundled folds 2 and 0, GSM8K fold 0): 0.405, 0.441, 0.637; where
-    they learn, too, 0.418, 0.448, 0.639. Without them a step on short texts is 1.13 times as fast.
-
-    pooler: for the bt approaches "mean", "last" or "cls"; None takes "last" for a decoder and
-        "mean" for an encoder.
-    Raises ValueError if the encoder cannot be had or cannot read `max_length` tokens.
+    name: of the encoder, a folder or a hub id.
+    pooler: "mean", "last" or "cls", for the two Bradley-Terry approaches. None takes "last" for a
+        decoder and "mean" for an encoder.
+    max_length: tokens of a text; attention: `attn_implementation` of transformers.
+    Raises ValueError if the encoder cannot be loaded or cannot read `max_length` tokens.
     """
     if approach in ("regression", "classification"):
         encoder, tokenizer = encoders.load_sentence_transformer(name, device)
-        pooler, config, size = "as published", encoder[0].config, encoder.get_embedding_dimension()
+        pooler = AS_PUBLISHED
+        config = encoder[0].config
+        size = encoder.get_embedding_dimension()
     else:
         encoder, tokenizer = encoders.load_auto(name, attention)
-        for parameter_name, parameter in encoder.named_parameters():  # a pooler is never read
-            parameter.requires_grad_(approach == "bt-finetune" and "pooler." not in parameter_name)
-        encoder.get_input_embeddings().requires_grad_(False)
-        config, size = encoder.config, encoder.config.hidden_size
+        choose_what_learns(encoder, approach)
         pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
+        config = encoder.config
+        size = config.hidden_size
+
+    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    limit = min(tokenizer.model_max_length, positions)
     if max_length > limit:
-        raise ValueError(f"max-length {max_length} is more than {name!r} can read, {limit} tokens")
-    info = dict(format=FORMAT, approach=approach, pooling=pooler, max_length=max_length, size=size)
-    # Until loops.py fits the temperature at the best epoch, and train.py says what was blanked.
-    info |= {"temperature": 1.0, "response_only": False}
-    return RewardModel(encoder, tokenizer, HEADS[approach](size), info).to(device)
+        raise ValueError(
+            f"max-length {max_length} is more than {name!r} can read, {limit} tokens"
+        )
+    info = {
+        "format": FORMAT,
+        "approach": approach,
+        "pooling": pooler,
+        "max_length": max_length,
+        "size": size,  # D
+        "temperature": 1.0,  # until a loop fits it, at the best epoch
+        "response_only": False,  # until train.py blanks the prompts
+    }
+    head = HEADS[approach](size)
+    return RewardModel(encoder, tokenizer, head, info).to(device)
+
+
+def choose_what_learns(encoder: nn.Module, approach: str) -> None:
+    """Say which weights of a `transformers` model get a gradient.
+
+    In bt-finetune all of them do but the word embeddings. Those are half of a small encoder's
+    weights, a batch touches few of them, and a small data set says nothing about most words.
+    Leaving them alone cost nothing on validation (experiments/README.md).
+    """
+    for name, weight in encoder.named_parameters():
+        never_read = "pooler." in name
+        weight.requires_grad_(approach == "bt-finetune" and not never_read)
+    encoder.get_input_embeddings().requires_grad_(False)
+
+
+def describe_encoder(model: RewardModel, name: str) -> dict:
+    """What `config.json` says of a new model's encoder, and how many parameters are trained."""
+    return {
+        "name": name,
+        "source": encoders.resolve(name).reason,
+        "sha256": encoders.fingerprint(model.encoder.state_dict()),
+        "trained": sum(weight.numel() for weight in precision.trained(model)),
+    }
+
+
+# ---- frozen vectors
+
+
+def frozen_features(
+    model: RewardModel, token_rows: Sequence, device: Device, keep: bool = True
+) -> features.Features:
+    """The vectors (U, D) of token rows under an encoder that does not learn.
+
+    device: where, and in which precision, they are computed.
+    keep: look for them in the cache on disk, and leave them there.
+    """
+    working_copy = model.in_precision(device.dtype)
+    configs = [
+        module.config for module in model.encoder.modules() if hasattr(module, "config")
+    ]
+    depends_on = {
+        "weights": encoders.fingerprint(model.encoder.state_dict()),
+        "pooling": model.info["pooling"],
+        "pooling code": encoders.sha256(pooling.__file__),
+        "architecture": f"{model.encoder} {configs}",
+        "how": f"{device.device} {device.dtype} {device.attention}",
+    }
+
+    def compute(some_rows: Sequence) -> Tensor:
+        with torch.no_grad():
+            return working_copy.vectors(some_rows, progress=True)
+
+    folder = features.cache_folder() if keep else None
+    return features.cached(
+        compute, token_rows, folder, **depends_on, **encoders.versions()
+    )
+
+
+# ---- saved and loaded
 
 
 def save(model: RewardModel, folder: Path) -> None:
-    """Write encoder, tokenizer, head and `reward.json`, whole: a self-contained model folder."""
+    """Write encoder, tokenizer, head and `reward.json` to a folder that needs nothing else."""
     with checkpoint.whole_folder(folder) as temporary:
-        if model.info["pooling"] == "as published":
-            model.encoder.save_pretrained(str(temporary / "encoder"), create_model_card=False)
+        if model.info["pooling"] == AS_PUBLISHED:
+            model.encoder.save_pretrained(
+                str(temporary / "encoder"), create_model_card=False
+            )
         else:
             model.encoder.save_pretrained(temporary / "encoder")
             model.tokenizer.save_pretrained(temporary / "encoder")
@@ -124,26 +249,46 @@ def save(model: RewardModel, folder: Path) -> None:
 
 
 def load(folder: Path, device="cpu", attention: str | None = None) -> RewardModel:
-    """Rebuild what `save` wrote; the rewards are bit-equal on the same device.
+    """Rebuild what `save` wrote; on the same device the rewards are equal bit for bit.
 
     Raises ValueError if the folder is no model folder or of a newer format.
     """
     if not (folder / "reward.json").is_file():
         raise ValueError(f"{folder} holds no trained model (no reward.json)")
     try:
-        info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
-        if info["format"] > FORMAT:
-            raise ValueError(f"format {info['format']} is newer than {FORMAT}; update minirlhf")
-        head = HEADS[info["approach"]](info["size"])
-        head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors")[0])
-        path = f"{folder}/encoder"
-        if info["pooling"] == "as published":
-            encoder, tokenizer = encoders.load_sentence_transformer(path, device)
-        else:
-            encoder, tokenizer = encoders.load_auto(path, attention)
-        model = RewardModel(encoder, tokenizer, head, info).to(device).eval()
-        # One text through it all: what does not belong together fails here, also another size.
-        torch.zeros(info["size"]) + model.map(model.vectors, model.encode(["a"], ["b"])[0]).cpu()
-        return model
+        return read_model(folder, device, attention)
     except Exception as error:  # a stranger's folder may hold anything
-        raise ValueError(f"{folder} holds no readable reward model: {error!r}"[:300]) from error
+        raise ValueError(
+            f"{folder} holds no readable reward model: {error!r}"[:300]
+        ) from error
+
+
+def read_model(folder: Path, device, attention: str | None) -> RewardModel:
+    """As `load`, with whatever error the reading raises."""
+    info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
+    if info["format"] > FORMAT:
+        raise ValueError(
+            f"format {info['format']} is newer than {FORMAT}; update minirlhf"
+        )
+    head = HEADS[info["approach"]](info["size"])
+    head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors").tensors)
+    path = f"{folder}/encoder"
+    if info["pooling"] == AS_PUBLISHED:
+        encoder, tokenizer = encoders.load_sentence_transformer(path, device)
+    else:
+        encoder, tokenizer = encoders.load_auto(path, attention)
+    model = RewardModel(encoder, tokenizer, head, info).to(device).eval()
+    check_that_parts_fit(model)
+    return model
+
+
+def check_that_parts_fit(model: RewardModel) -> None:
+    """Raise an error if encoder, tokenizer and head do not belong together."""
+    one_text = model.encode(["a"], ["b"]).token_rows
+    with torch.no_grad():
+        vector = model.vectors(one_text)
+    expected = (1, model.info["size"])
+    if vector.shape != expected:
+        raise ValueError(
+            f"the encoder gives vectors of shape {vector.shape}, not {expected}"
+        )

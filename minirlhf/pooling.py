@@ -1,18 +1,26 @@
-"""From hidden states to one vector a text: stage 4 of the data's path.
+"""Pooling: from the hidden states of a text's tokens to one vector.
 
-An encoder gives one hidden state a token, (N, T, D). A reward head wants one vector a text, (N, D).
-Three ways to get there, all reading the attention mask, so that left, right or extra padding gives
-the same vector:
+An encoder gives one hidden state for each token, (N, T, D). A reward head takes one vector for each
+text, (N, D). There are three usual ways to get from one to the other:
 
-- `mean_pool`: the average over the real tokens. The default for encoders (BERT and its kin).
-- `last_token_pool`: the last real token. The default for decoders (GPT-2, Llama, Qwen), where only
-  the last token has seen the whole text.
-- `cls_pool`: the first real token, which BERT calls [CLS].
+- `mean_pool` takes the average over the real tokens. It is the default for encoders such as BERT,
+  in which every token has seen the whole text, so that each has something to say about it. The
+  sentence encoders that we start from were also trained with it.
+- `last_token_pool` takes the last real token. It is the default for decoders such as GPT-2, Llama
+  and Qwen, in which only the last token has seen the whole text.
+- `cls_pool` takes the first real token, which is [CLS] in BERT.
 
-The classic mistake is `hidden[:, -1]`: with right padding that is the state of a PAD token for all
-texts but the longest, and it changes with whatever else is in the batch. The second is
-`mask.sum(1) - 1`, right under right padding only. The third is to look for PAD by token id: where
-PAD and EOS share an id, as in GPT-2, it finds the wrong place.
+All three find the real tokens with the attention mask. So they read the same tokens whether the
+padding is on the left, on the right, or longer than necessary. Three mistakes are common:
+
+1. `hidden[:, -1]`. With padding on the right, this is the state of a PAD token for every text but
+   the longest of the batch. The result then depends on which other texts are in the batch.
+2. `mask.sum(1) - 1` as the last token's position. It is right only if the padding is on the right.
+3. Looking for the PAD tokens by their id. Where PAD and EOS share one id, as they usually do with
+   GPT-2, an EOS token that belongs to the text is taken for padding.
+
+To add a pooler, write a function of (hidden, mask), put it into `POOLERS`, and name it in the
+`pooling` setting of `settings.py`.
 
 Copy this file alone; it needs torch only. Read next: `heads.py`.
 
@@ -29,31 +37,35 @@ from torch import Tensor
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Average of the real tokens' states: (N, T, D), (N, T) -> (N, D).
 
-    The mean-pooling of Sentence-BERT (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084).
-    Summed in float32 whatever the encoder's dtype. A text without any real token gives zeros.
+    This is the mean pooling of Sentence-BERT (Reimers and Gurevych 2019,
+    https://arxiv.org/abs/1908.10084). The sum is in float32 whatever the encoder's dtype. A text
+    without any real token gives zeros.
 
-    Tried for bt-finetune: the mean of the response's tokens alone, behind a [SEP] (calibrated loss
-    on validation, lower is better): GSM8K folds 0 and 1 0.608, 0.628, bundled folds 2 and 0 0.434,
-    0.440; of all tokens, as here, 0.617, 0.627 and 0.405, 0.441. A mean weighted towards the tokens
-    of lowest reward (a solution is as good as its worst step) lost: 0.670 for 0.637 (GSM8K fold 0,
-    with `--balance`).
+    Two other means were tried for fine-tuning and were not better on the whole: one of the
+    response's tokens alone, and one weighted towards the tokens of lowest reward. See
+    minirlhf/experiments/README.md.
     """
     weight = mask.unsqueeze(-1).float()  # (N, T, 1)
     total = (hidden.float() * weight).sum(dim=1)  # (N, D)
-    return total / weight.sum(dim=1).clamp(min=1.0)
+    count = weight.sum(dim=1).clamp(min=1.0)  # (N, 1), at least 1 to not divide by zero
+    return total / count
 
 
 def last_token_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """State of the last real token, on either padding side: (N, T, D), (N, T) -> (N, D)."""
+    """State of the last real token, wherever the padding is: (N, T, D), (N, T) -> (N, D)."""
     positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
-    last = (positions * mask).argmax(dim=1)  # (N,) the largest position that is not masked
-    return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+    last = (positions * mask).argmax(
+        dim=1
+    )  # (N,) the largest position that is not masked
+    texts = torch.arange(len(hidden), device=hidden.device)  # (N,)
+    return hidden[texts, last].float()
 
 
 def cls_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """State of the first real token, on either padding side: (N, T, D), (N, T) -> (N, D)."""
+    """State of the first real token, wherever the padding is: (N, T, D), (N, T) -> (N, D)."""
     first = mask.int().argmax(dim=1)  # (N,) argmax returns the first of equal maxima
-    return hidden[torch.arange(len(hidden), device=hidden.device), first].float()
+    texts = torch.arange(len(hidden), device=hidden.device)  # (N,)
+    return hidden[texts, first].float()
 
 
 POOLERS = {"mean": mean_pool, "last": last_token_pool, "cls": cls_pool}

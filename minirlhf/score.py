@@ -1,20 +1,18 @@
-"""Use a trained model: score responses, rank them. Stage 9 of the data's path.
+"""Use a trained model: score responses and rank them.
 
     model = minirlhf.load("runs/bt-finetune")
     model.score("What is 2 + 2?", "2 + 2 = 4")
 
-or, from the command line,
+The same from the command line:
 
     python -m minirlhf score runs/bt-finetune --prompt "What is 2 + 2?" --response 4 --response 5
-    python -m minirlhf score runs/bt-finetune --input rows.jsonl --output scored.jsonl
 
-A score is the raw reward of training. A regression's lies on the scale of its ratings. A
+A score is the raw reward of training. That of a regression lies on the scale of its ratings. A
 Bradley-Terry reward means nothing by itself; its difference to the reward of another response to
 the same prompt does, and `probability` says how much.
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,75 +21,99 @@ from torch import Tensor
 from minirlhf.model import RewardModel
 from minirlhf.model import load as load_model
 from minirlhf.runtime.device import pick_device
-from minirlhf.runtime.tracking import progress_bar
 
 
 class Scorer:
     """A trained model with its tokenizer, ready to judge text. `load` makes one."""
 
     def __init__(self, model: RewardModel):
-        self.model, self.approach = model, model.info["approach"]
+        self.model = model
+        self.approach = model.info["approach"]
 
     def score(self, prompt: str, response: str) -> float:
-        """Reward of one response. Raises TypeError for a classification, which only compares."""
+        """The reward of one response. Raises TypeError for a classification, which compares."""
         return self.score_many([prompt], [response])[0]
 
     def score_many(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Reward of each (prompt, response), in their order."""
+        """The reward of each (prompt, response), in their order."""
         if self.approach == "classification":
-            raise TypeError("a classification compares and cannot score one response; use rank")
-        return self._map(self.model, prompts, responses).tolist()
+            raise TypeError(
+                "a classification compares and cannot score one response; use rank"
+            )
+        if len(prompts) == 0:
+            return []
+        token_rows = self.model.encode(prompts, responses).token_rows
+        with torch.inference_mode():
+            return self.model.rewards(token_rows, progress=True).tolist()
 
     def probability(self, prompt: str, a: str, b: str) -> float:
-        """Probability that `a` is preferred to `b`: sigmoid(margin / temperature).
+        """The probability that `a` is preferred to `b`: sigmoid(margin / temperature).
 
-        The temperature was fitted on validation when the model was trained, which makes the number
-        one to bet on, for texts like those it was trained on (`metrics.fit_temperature`).
+        The temperature was fitted on validation when the model was trained. So the number is one
+        to bet on, for texts like those it was trained on (`metrics.fit_temperature`).
         """
-        return self._win_probabilities(prompt, [a, b])[0, 1].item()
+        return self.win_probabilities(prompt, [a, b])[0, 1].item()
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[tuple[float, str]]:
-        """(number, response), best first. The number is the reward; for a classification, the mean
-        probability of being preferred to each of the other responses (1/2 if there is none)."""
+        """(number, response), the best first.
+
+        The number is the reward. For a classification it is the mean probability of being preferred
+        to each of the other responses, and 1/2 if there is no other.
+        """
         numbers = self.judge([(prompt, responses)])[0]
-        return sorted(zip(numbers, responses, strict=True), key=lambda pair: -pair[0])
+        ranked = list(zip(numbers, responses, strict=True))
+        ranked.sort(key=lambda pair: -pair[0])
+        return ranked
 
     def best_of_n(self, prompt: str, responses: Sequence[str]) -> str:
         """The best of the responses. Raises ValueError if there is none."""
         if not responses:
             raise ValueError("best_of_n needs at least one response")
-        return self.rank(prompt, responses)[0][1]
+        _, best = self.rank(prompt, responses)[0]
+        return best
 
     def judge(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """The numbers that `rank` sorts by, of many (prompt, responses) at once, in their order."""
-        if self.approach != "classification":
-            flat = [(prompt, response) for prompt, responses in items for response in responses]
-            numbers = iter(self.score_many(*zip(*flat, strict=True)) if flat else [])
-            return [list(islice(numbers, len(responses))) for _, responses in items]
-        found = []
+        if self.approach == "classification":
+            return [self.win_rates(prompt, responses) for prompt, responses in items]
+        prompts, flat = [], []
         for prompt, responses in items:
-            wins = self._win_probabilities(prompt, responses) if responses else torch.empty(0, 0)
-            found.append((wins.sum(1) - 0.5) / max(len(wins) - 1, 1))  # less 1/2 against itself
-        return [(w if len(w) > 1 else w + 0.5).tolist() for w in found]
+            prompts.extend([prompt] * len(responses))
+            flat.extend(responses)
+        rewards = self.score_many(prompts, flat)
+        numbers = []
+        start = 0
+        for _, responses in items:
+            numbers.append(rewards[start : start + len(responses)])
+            start += len(responses)
+        return numbers
 
-    def _win_probabilities(self, prompt: str, responses: Sequence[str]) -> Tensor:
-        """(K, K): that of each response (row) over each response (column)."""
-        count, head = len(responses), self.model.head
-        vectors = self._map(self.model.vectors, [prompt] * count, responses)
+    def win_rates(self, prompt: str, responses: Sequence[str]) -> list[float]:
+        """For each of K responses, the mean probability of being preferred to the K - 1 others."""
+        count = len(responses)
+        if count < 2:
+            return [0.5] * count
+        wins = self.win_probabilities(prompt, responses)  # (K, K)
+        against_itself = 0.5
+        return ((wins.sum(dim=1) - against_itself) / (count - 1)).tolist()
+
+    def win_probabilities(self, prompt: str, responses: Sequence[str]) -> Tensor:
+        """(K, K): the probability that each response (row) is preferred to each other (column)."""
+        count = len(responses)
+        token_rows = self.model.encode([prompt] * count, responses).token_rows
+        head = self.model.head
         with torch.inference_mode():
+            vectors = self.model.vectors(token_rows, progress=True)  # (K, D)
             if self.approach == "classification":
-                margins = head(vectors.repeat_interleave(count, 0), vectors.repeat(count, 1))
+                rows = vectors.repeat_interleave(
+                    count, dim=0
+                )  # (K * K, D): 1 1 1 2 2 2 3 3 3
+                columns = vectors.repeat(count, 1)  # (K * K, D): 1 2 3 1 2 3 1 2 3
+                margins = head(rows, columns).view(count, count)
             else:
                 rewards = head(vectors)  # (K,)
-                margins = rewards[:, None] - rewards
-        return torch.sigmoid(margins.view(count, count) / self.model.info["temperature"]).cpu()
-
-    def _map(self, function, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        if len(prompts) == 0:
-            return torch.empty(0)
-        rows, _ = self.model.encode(prompts, responses)
-        with torch.inference_mode():
-            return self.model.map(function, rows, progress=progress_bar)
+                margins = rewards[:, None] - rewards  # (K, K)
+            return torch.sigmoid(margins / self.model.info["temperature"]).cpu()
 
 
 def load(run: str | Path, device: str = "auto") -> Scorer:

@@ -5,13 +5,23 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets is imported
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+)
 
+from minirlhf import data, model
 from minirlhf.bundled.arithmetic import generate
+from minirlhf.model import RewardModel
+from minirlhf.runtime.device import seed_everything
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -35,15 +45,22 @@ def _tokenizer(cls: bool) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [row[side] for row in generate(100) for side in ("prompt", "chosen", "rejected")]
+    texts = [
+        row[side] for row in generate(100) for side in ("prompt", "chosen", "rejected")
+    ]
     tokenizer.train_from_iterator(texts, trainer)
     if not cls:
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<|endoftext|>"
+        )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
 
 
@@ -82,3 +99,35 @@ def pairs_file(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in generate(120)))
     return str(path)
+
+
+class Prepared(NamedTuple):
+    """A model, and some pairs for it to learn from."""
+
+    model: RewardModel
+    token_rows: list
+    part: data.Part
+
+
+def prepare(approach: str, name: str, pairs: int = 8) -> Prepared:
+    """A seeded model, and bundled pairs as one part."""
+    seed_everything(0)
+    built = model.build(approach, name, max_length=96)
+    found, _ = data.build_pairs(generate(pairs))
+    texts = data.number_texts(found)
+    token_rows = built.encode(texts.prompts, texts.responses).token_rows
+    return Prepared(built, token_rows, data.make_part(found, texts))
+
+
+def stop_at(monkeypatch, target, name: str, call: int, error=KeyboardInterrupt) -> None:
+    """The given call of a function raises."""
+    real = getattr(target, name)
+    calls = []
+
+    def stopped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, stopped)

@@ -1,6 +1,4 @@
-import json
 import math
-import os
 
 import pytest
 
@@ -25,7 +23,11 @@ def one(row, **columns):
         ROW,
         {"instruction": "2 + 2?", "chosen_response": "4", "rejected_response": "5"},
         {"chosen": messages("2 + 2?", "4"), "rejected": messages("2 + 2?", "5")},
-        {"prompt": messages("2 + 2?"), "chosen": messages("2 + 2?", "4")[1:], "rejected": "5"},
+        {
+            "prompt": messages("2 + 2?"),
+            "chosen": messages("2 + 2?", "4")[1:],
+            "rejected": "5",
+        },
         {
             "prompt": "2 + 2?",
             "chosen": messages("2 + 2?", "4"),
@@ -49,16 +51,28 @@ def test_a_prompt_that_ends_where_the_assistant_begins():
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_prompt_in_its_own_column_is_said_once_and_never_lost(inside):
     def side(answer):
-        turns = [("assistant", "Which Bob?"), ("user", "Hi, I am Bob." if inside else "Bob Lee.")]
+        turns = [
+            ("assistant", "Which Bob?"),
+            ("user", "Hi, I am Bob." if inside else "Bob Lee."),
+        ]
         return [{"role": r, "content": t} for r, t in (*turns, ("assistant", answer))]
 
     pair, _ = one({"prompt": "Hi, I am Bob.", "chosen": side("4"), "rejected": side("5")})
     asked = "Assistant: Which Bob?\n\nHuman: "
-    whole = f"{asked}Hi, I am Bob." if inside else f"Human: Hi, I am Bob.\n\n{asked}Bob Lee."
+    whole = (
+        f"{asked}Hi, I am Bob." if inside else f"Human: Hi, I am Bob.\n\n{asked}Bob Lee."
+    )
     assert pair[:3] == (whole, "4", "5")
-    turns = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "4"}]
+    turns = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "assistant", "content": "4"},
+    ]
     pair, _ = one(
-        {"prompt": "2 + 2?", "chosen": turns, "rejected": [turns[0], turns[1] | {"content": "5"}]}
+        {
+            "prompt": "2 + 2?",
+            "chosen": turns,
+            "rejected": [turns[0], turns[1] | {"content": "5"}],
+        }
     )
     assert "2 + 2?" in pair.prompt
 
@@ -77,7 +91,10 @@ def test_several_turns_are_kept_whole():
 
 
 def test_ratings_under_their_usual_names_and_under_others():
-    for names in (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected")):
+    for names in (
+        ("chosen_rating", "rejected_rating"),
+        ("score_chosen", "score_rejected"),
+    ):
         pair, _ = one(ROW | dict(zip(names, ("9.5", 2), strict=True)))
         assert (pair.chosen_rating, pair.rejected_rating) == (9.5, 2.0)
     row = {"q": "2 + 2?", "good": "4", "bad": "5", "g": 3, "b": 1}
@@ -132,8 +149,16 @@ def test_usable_leaves_out_ties_and_where_asked_unrated_pairs():
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
-        ([{"text": "a", "label": 1}], {}, "found: text, label.*Expected: prompt.*good row"),
-        ([ROW], {"chosen": "best"}, "no column 'best'; the data has: prompt, chosen, rejected"),
+        (
+            [{"text": "a", "label": 1}],
+            {},
+            "found: text, label.*Expected: prompt.*good row",
+        ),
+        (
+            [ROW],
+            {"chosen": "best"},
+            "no column 'best'; the data has: prompt, chosen, rejected",
+        ),
         ([ROW | {"chosen_rating": 1}], {}, "one side only"),
         ([], {}, "no pair is left of 0 rows"),
         ([{"chosen": "a", "rejected": "b"}], {}, "share no prompt"),
@@ -159,9 +184,13 @@ def test_split_is_by_prompt_stable_and_every_prompt_is_tested_once():
     for fold in range(5):
         parts = data.split(pairs, fold)
         prompts = [{pair.prompt for pair in part} for part in parts]
-        assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+        assert not (
+            prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2]
+        )
         assert sum(map(len, parts)) == 2000
-        assert [len(p) / 1000 for p in prompts] == pytest.approx([0.7, 0.1, 0.2], abs=0.04)
+        assert [len(p) / 1000 for p in prompts] == pytest.approx(
+            [0.7, 0.1, 0.2], abs=0.04
+        )
         tested += parts[2]
     assert sorted(tested) == sorted(pairs)
     # More rows move no prompt to another part.
@@ -177,83 +206,31 @@ def test_too_few_prompts_to_split():
         data.split(many(1))
 
 
-def test_index_texts_numbers_each_text_once():
+def test_each_text_is_numbered_once():
     pairs = [data.PreferencePair("q", "a", "b", 2, 1), data.PreferencePair("q", "a", "c")]
-    prompts, responses, (part, other) = data.index_texts(pairs, pairs[:1])
-    assert list(zip(prompts, responses, strict=True)) == [("q", "a"), ("q", "b"), ("q", "c")]
-    assert [responses[i] for i in part.chosen] == ["a", "a"]
-    assert [responses[i] for i in part.rejected] == ["b", "c"]
+    texts = data.number_texts(pairs, pairs[:1])
+    part = data.make_part(pairs, texts)
+    other = data.make_part(pairs[:1], texts)
+    in_order = list(zip(texts.prompts, texts.responses, strict=True))
+    assert in_order == [("q", "a"), ("q", "b"), ("q", "c")]
+    assert [texts.responses[i] for i in part.chosen] == ["a", "a"]
+    assert [texts.responses[i] for i in part.rejected] == ["b", "c"]
     assert part.prompt.tolist() == [0, 0]
     assert part.chosen_rating[0] == 2
     assert part.chosen_rating[1].isnan()
     assert len(other.chosen) == 1
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_files_of_each_kind(tmp_path, suffix):
-    import datasets
-
-    row = {"prompt": "How many are left?", "chosen": "None", "rejected": "It is 5."}
-    rows = datasets.Dataset.from_list([row, row | {"prompt": "And now?"}])
-    path = tmp_path / f"pairs.{suffix}"
-    if suffix in ("json", "jsonl"):
-        rows.to_json(path)
-    else:
-        getattr(rows, f"to_{suffix}")(path)
-    assert len(data.build_pairs(data.load_rows(str(path)))[0]) == 2
-
-
-def test_a_parquet_file_is_read_as_named_and_as_it_is_now(tmp_path):
-    import datasets
-
-    def write(name, answer):
-        row = {"prompt": "2 + 2?", "chosen": answer, "rejected": "5"}
-        datasets.Dataset.from_list([row]).to_parquet(tmp_path / name)
-        os.utime(tmp_path / name, (10**9, 10**9))  # as an archive or rsync leaves it
-
-    def read(name):
-        return next(iter(data.load_rows(str(tmp_path / name))))["chosen"]
-
-    write("p[1].parquet", "this one")
-    write("p1.parquet", "another one")  # what the name above matches as a pattern
-    assert read("p[1].parquet") == "this one"
-    write("p[1].parquet", "the new content")
-    assert read("p[1].parquet") == "the new content"
-
-
-def test_a_folder_laid_out_as_the_hub_lays_out_argilla_math(tmp_path):
-    import datasets
-
-    row = {
-        "chosen": messages("2 + 2?", "4"),
-        "rejected": messages("2 + 2?", "5"),
-        "chosen_rating": 9.0,
-        "rejected_rating": 3.0,
-        "metadata": json.dumps({"source": "x"}),
-    }
-    (tmp_path / "argilla" / "data").mkdir(parents=True)
-    file = tmp_path / "argilla" / "data" / "train-00000-of-00001.parquet"
-    datasets.Dataset.from_list([row]).to_parquet(file)
-    (tmp_path / "argilla" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
-        "    path: data/train-*\n---\n"
-    )
-    pair, report = one(next(iter(data.load_rows(str(tmp_path / "argilla")))))
-    assert pair == data.PreferencePair("2 + 2?", "4", "5", 9.0, 3.0)
-    with pytest.raises(ValueError, match="test"):
-        data.load_rows(str(tmp_path / "argilla"), split="test")
-    assert data.SHORT_NAMES["argilla-math"] == "RLHFlow/Argilla-Math-DPO-standard"
-
-
-def test_unreadable_data_is_one_clear_sentence(tmp_path):
-    (tmp_path / "half.jsonl").write_text('{"prompt": "a", "cho')
-    (tmp_path / "pairs.txt").write_text("x")
-    for name in ("half.jsonl", "pairs.txt", "missing.jsonl", "no-such/dataset"):
-        with pytest.raises(ValueError, match=f"cannot read '{name}': .+ Give a .jsonl"):
-            data.load_rows(name)
-
-
 def test_what_is_not_seen_does_not_distinguish_prompts():
     plain = data.normalize("What is 2 + 2?")
     for hidden in "\u00ad\u200b\u200d\u2060\ufeff":
         assert data.normalize(f"What is{hidden} 2 + 2?{hidden}") == plain
+
+
+def test_balance_gives_every_subset_the_same_weight():
+    pairs = [data.PreferencePair(str(i), "a", "b", subset="xy"[i > 7]) for i in range(10)]
+    texts = data.number_texts(pairs)
+    plain = data.make_part(pairs, texts)
+    balanced = data.make_part(pairs, texts, balance=True)
+    assert plain.weight.tolist() == [1.0] * 10
+    assert balanced.weight[:8].sum() == balanced.weight[8:].sum() == 5

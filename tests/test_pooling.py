@@ -8,7 +8,9 @@ def padded(hidden, left, right):
     """The same states with noise before and after, and the mask that hides it."""
     n, t, d = hidden.shape
     noise = lambda width: 100 * torch.randn(n, width, d)  # noqa: E731
-    mask = torch.cat([torch.zeros(n, left), torch.ones(n, t), torch.zeros(n, right)], 1).long()
+    mask = torch.cat(
+        [torch.zeros(n, left), torch.ones(n, t), torch.zeros(n, right)], 1
+    ).long()
     return torch.cat([noise(left), hidden, noise(right)], 1), mask
 
 
@@ -23,7 +25,11 @@ def test_padding_changes_nothing(name, left, right):
 def test_each_reads_what_its_name_says():
     hidden = torch.tensor([[[1.0], [2.0], [6.0], [99.0]]])
     mask = torch.tensor([[1, 1, 1, 0]])
-    assert [POOLERS[name](hidden, mask).item() for name in ("mean", "last", "cls")] == [3, 6, 1]
+    assert [POOLERS[name](hidden, mask).item() for name in ("mean", "last", "cls")] == [
+        3,
+        6,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("name", POOLERS)

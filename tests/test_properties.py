@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from minirlhf import data, tokens
+from minirlhf import data, model, tokens
 from minirlhf.pooling import POOLERS
+from minirlhf.runtime.files import load_rows
 
 # The fixtures that are not made anew for each example hold nothing that an example changes.
 modest = settings(
@@ -27,7 +28,11 @@ modest = settings(
 piece = st.sampled_from(
     ["\n\nHuman: ", "\n\nAssistant:", "Human:", "\n", "\r\n", "\u2028", ",", '"']
 )
-text = st.lists(st.text(max_size=8) | piece, min_size=1, max_size=5).map("".join).filter(str.strip)
+text = (
+    st.lists(st.text(max_size=8) | piece, min_size=1, max_size=5)
+    .map("".join)
+    .filter(str.strip)
+)
 bare = text.filter(lambda t: not re.match(r"(Human|Assistant):", t.strip()))
 
 
@@ -65,16 +70,25 @@ LAYOUTS = {
     "messages without roles": (
         text,
         lambda q, a, b: {
-            k: [{"content": q}, {"content": t}] for k, t in (("chosen", a), ("rejected", b))
+            k: [{"content": q}, {"content": t}]
+            for k, t in (("chosen", a), ("rejected", b))
         },
     ),
     "the prompt in messages of its own": (
         text,
-        lambda q, a, b: {"prompt": said(q), "chosen": said(q, a)[1:], "rejected": said(q, b)[1:]},
+        lambda q, a, b: {
+            "prompt": said(q),
+            "chosen": said(q, a)[1:],
+            "rejected": said(q, b)[1:],
+        },
     ),
     "the prompt in a column and inside": (
         text,
-        lambda q, a, b: {"prompt": q, "chosen": said(q, a), "rejected": said(q, b, extra=1)},
+        lambda q, a, b: {
+            "prompt": q,
+            "chosen": said(q, a),
+            "rejected": said(q, b, extra=1),
+        },
     ),
     "transcripts": (
         text.filter(is_one_turn),
@@ -82,7 +96,11 @@ LAYOUTS = {
     ),
     "a transcript and two texts": (
         bare.filter(is_one_turn),
-        lambda q, a, b: {"prompt": f"Human: {q}\n\nAssistant:", "chosen": a, "rejected": b},
+        lambda q, a, b: {
+            "prompt": f"Human: {q}\n\nAssistant:",
+            "chosen": a,
+            "rejected": b,
+        },
     ),
 }
 
@@ -95,7 +113,9 @@ def test_every_layout_gives_the_texts_back(layout, d):
     q, a, b = (d.draw(kind) for _ in range(3))
     assume(a.strip() != b.strip())
     ((prompt, chosen, rejected, *_),), report = data.build_pairs([row_of(q, a, b)])
-    if "transcript" in layout:  # its turns are told apart by white space, so theirs is none
+    if (
+        "transcript" in layout
+    ):  # its turns are told apart by white space, so theirs is none
         q = q.strip()
     if layout == "transcripts":
         a, b = a.strip(), b.strip()
@@ -126,7 +146,10 @@ def test_of_any_rows_each_is_a_pair_or_counted(found):
     pairs, report = data.build_pairs(rows)
     assert report["rows"] == len(rows) == len(pairs) + sum(report["dropped"].values())
     for pair in pairs:
-        assert all(type(t) is str and t.strip() for t in pair[:3]) and pair.chosen != pair.rejected
+        assert (
+            all(type(t) is str and t.strip() for t in pair[:3])
+            and pair.chosen != pair.rejected
+        )
         assert (pair.chosen_rating is None) == (pair.rejected_rating is None)
         assert all(r is None or abs(r) < 1e9 for r in pair[3:5])
 
@@ -135,13 +158,15 @@ def test_of_any_rows_each_is_a_pair_or_counted(found):
 @given(st.lists(st.tuples(text, text, text), min_size=1, max_size=5))
 def test_files_give_back_what_was_written(found):
     rows = [plain(*texts) for texts in found]
-    Path("list.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), newline="")
+    Path("list.json").write_text(
+        json.dumps(rows, ensure_ascii=False, indent=1), newline=""
+    )
     lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     Path("lines.jsonl").write_text(lines, newline="")
     with open("table.csv", "w", newline="") as file:
         csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
     for name in ("list.json", "lines.jsonl", "table.csv"):
-        assert list(data.load_rows(name)) == rows
+        assert list(load_rows(name)) == rows
 
 
 # ---- data.py: the split
@@ -154,7 +179,9 @@ FIXED = [
 def part_of(pairs, fold=0):
     """The part that each prompt is in; a prompt in two parts fails."""
     places = {}
-    for name, part in zip(("train", "validation", "test"), data.split(pairs, fold), strict=True):
+    for name, part in zip(
+        ("train", "validation", "test"), data.split(pairs, fold), strict=True
+    ):
         for pair in part:
             assert places.setdefault(data.normalize(pair.prompt), name) == name
     assert places.keys() == {data.normalize(pair.prompt) for pair in pairs}
@@ -180,13 +207,17 @@ def test_where_a_prompt_goes_depends_on_nothing_else(prompts, d):
 
 @pytest.fixture(scope="module")
 def tokenizers(tiny_encoder, tiny_decoder):
-    return [AutoTokenizer.from_pretrained(folder) for folder in (tiny_encoder, tiny_decoder)]
+    return [
+        AutoTokenizer.from_pretrained(folder) for folder in (tiny_encoder, tiny_decoder)
+    ]
 
 
 @pytest.mark.parametrize("which", [0, 1])
 @modest
 @given(
-    found=st.lists(st.tuples(st.text(max_size=80), st.text(max_size=80)), min_size=1, max_size=4),
+    found=st.lists(
+        st.tuples(st.text(max_size=80), st.text(max_size=80)), min_size=1, max_size=4
+    ),
     max_length=st.integers(8, 60),
 )
 def test_a_cut_row_is_the_end_of_the_whole_one(which, found, max_length, tokenizers):
@@ -204,7 +235,9 @@ def test_a_cut_row_is_the_end_of_the_whole_one(which, found, max_length, tokeniz
 
 @modest
 @given(
-    rows=st.lists(st.lists(st.integers(0, 599), min_size=1, max_size=40), min_size=1, max_size=9),
+    rows=st.lists(
+        st.lists(st.integers(0, 599), min_size=1, max_size=40), min_size=1, max_size=9
+    ),
     pad_id=st.integers(0, 599),
     multiple=st.sampled_from([1, 4, 8]),
 )
@@ -216,7 +249,10 @@ def test_pad_adds_only_what_the_mask_hides(rows, pad_id, multiple):
 
 
 @modest
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60), budget=st.integers(1, 300))
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60),
+    budget=st.integers(1, 300),
+)
 def test_batches_by_length_hold_every_row_once_within_the_budget(lengths, budget):
     batches = tokens.length_batches(lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
@@ -225,16 +261,6 @@ def test_batches_by_length_hold_every_row_once_within_the_budget(lengths, budget
         assert mask.numel() <= budget or len(batch) == 1
     longest = [lengths[i] for batch in batches for i in batch]
     assert longest == sorted(lengths, reverse=True)
-
-
-@modest
-@given(
-    rows=st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=30), min_size=1, max_size=12),
-    budget=st.integers(1, 300),
-)
-def test_map_rows_answers_in_the_order_of_the_rows(rows, budget):
-    sums = tokens.map_rows(lambda ids, mask: (ids * mask).sum(1), rows, 7, budget=budget)
-    assert sums.tolist() == [sum(row) for row in rows]
 
 
 @modest
@@ -249,8 +275,35 @@ def test_shuffled_batches_hold_every_example_once(groups, batch_size, seed):
     assert sorted(i for batch in batches for i in batch) == list(range(len(groups)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     for group in set(groups):  # together, if they fit
-        homes = [n for n, batch in enumerate(batches) if any(groups[i] == group for i in batch)]
+        homes = [
+            n for n, batch in enumerate(batches) if any(groups[i] == group for i in batch)
+        ]
         assert len(homes) == -(-groups.count(group) // batch_size)
+
+
+# ---- model.py
+
+
+@pytest.fixture(scope="module")
+def built(tiny_encoder):
+    built = model.build("bt-finetune", tiny_encoder, max_length=96)
+    built.pad_id = 7  # what the mask does not hide would be seen in a sum
+    return built
+
+
+@modest
+@given(
+    token_rows=st.lists(
+        st.lists(st.integers(0, 99), min_size=1, max_size=30), min_size=1, max_size=12
+    ),
+    budget=st.integers(1, 300),
+)
+def test_batches_answer_in_the_order_of_the_rows(token_rows, budget, built):
+    def sum_of_ids(ids, mask):
+        return (ids * mask).sum(1)
+
+    sums = built.in_batches(sum_of_ids, token_rows, tokens_at_once=budget)
+    assert sums.tolist() == [sum(ids) for ids in token_rows]
 
 
 # ---- pooling.py
@@ -268,7 +321,9 @@ def test_padding_on_any_side_of_any_text_changes_no_vector(name, lengths, d, see
     states = [torch.randn(length, 4, generator=generator) for length in lengths]
     lone = [POOLERS[name](s[None], torch.ones(1, len(s)).long()) for s in states]
     width = max(lengths) + d.draw(st.integers(0, 6))
-    hidden = 1000 * torch.randn(len(states), width, 4, generator=generator)  # noise in the padding
+    hidden = 1000 * torch.randn(
+        len(states), width, 4, generator=generator
+    )  # noise in the padding
     mask = torch.zeros(len(states), width).long()
     for i, s in enumerate(states):  # each text at a place of its own
         start = d.draw(st.integers(0, width - len(s)))

@@ -49,22 +49,6 @@ def test_pad_is_on_the_right_and_shapes_are_few():
     assert mask.sum(1).tolist() == [3, 17]
 
 
-def test_map_rows_keeps_the_order_and_the_budget():
-    rows = [[i] * (i % 50 + 1) for i in range(200)]
-    shapes = []
-
-    def first_token(ids, mask):
-        shapes.append(ids.numel())
-        return ids[:, 0]
-
-    assert tokens.map_rows(first_token, rows, 0, budget=512).tolist() == list(range(200))
-    assert max(shapes) <= 512
-
-
-def test_map_rows_takes_a_row_longer_than_its_budget():
-    assert tokens.map_rows(lambda ids, mask: mask.sum(1), [[1] * 100], 0, budget=10).item() == 100
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_shuffled_batches_hold_every_example_once_and_keep_prompts_together(batch_size):
     prompts = [i // 3 for i in range(203)]
@@ -75,14 +59,18 @@ def test_shuffled_batches_hold_every_example_once_and_keep_prompts_together(batc
     assert max(map(len, batches)) <= batch_size
     assert min(map(len, batches)) > 0
     if batch_size >= 3:
-        homes = [{b for b, batch in enumerate(batches) if i in batch} for i in range(0, 201)]
+        homes = [
+            {b for b, batch in enumerate(batches) if i in batch} for i in range(0, 201)
+        ]
         assert all(homes[i] == homes[i + 1] == homes[i + 2] for i in range(0, 201, 3))
     assert batches != tokens.shuffled_batches(prompts, lengths, batch_size, generator)
 
 
 def test_a_batch_holds_pairs_of_like_length():
     prompts = [i // 3 for i in range(1500)]
-    lengths = torch.randint(5, 200, (500,)).repeat_interleave(3).tolist()  # alike for a prompt
+    lengths = (
+        torch.randint(5, 200, (500,)).repeat_interleave(3).tolist()
+    )  # alike for a prompt
     generator = torch.Generator().manual_seed(0)
     batches = tokens.shuffled_batches(prompts, lengths, 30, generator)
     spread = sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches)

@@ -7,14 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import MINILM
 
 import minirlhf
 import train
-from minirlhf import pooling
+from minirlhf import data, loops, pooling
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.commands import score as score_lines
+from minirlhf.runtime.files import load_rows
+from minirlhf.settings import APPROACHES, flag_parser, read_flags
 
 QUIET = ["--tracking-uri", "none", "--device", "cpu"]
 
@@ -27,25 +28,47 @@ def metrics(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("approach", train.APPROACHES)
+def config(folder):
+    return json.loads((Path(folder) / "config.json").read_text())
+
+
+@pytest.mark.parametrize("approach", APPROACHES)
 def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
     flags = ["--approach", approach, "--dataset", pairs_file, "--model", tiny_encoder]
     run(*flags, "--max-length", "96", "--epochs", "2", "--batch-size", "8")
     folder = Path("runs") / approach
     result = metrics(folder)
-    for key in ("approach", "dataset", "encoder", "seed", "fold", "seconds", "train", "validation"):
+    for key in (
+        "approach",
+        "dataset",
+        "encoder",
+        "seed",
+        "fold",
+        "seconds",
+        "train",
+        "validation",
+    ):
         assert key in result
     test = result["test"]
-    for key in ("n", "n_prompts", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy"):
+    for key in (
+        "n",
+        "n_prompts",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "balanced_accuracy",
+    ):
         assert math.isfinite(test[key])
     assert test["accuracy_low"] <= test["accuracy"] <= test["accuracy_high"]
     assert sum(subset["n"] for subset in test["subsets"].values()) == test["n"]
-    config = json.loads((folder / "config.json").read_text())
-    assert config["arguments"]["approach"] == approach
-    assert config["data"]["pairs"] == 120
-    assert config["data"]["parts"]["test"] == test["n"]
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in history] == [1, 2]
+    about = config(folder)
+    assert about["arguments"]["approach"] == approach
+    assert about["data"]["pairs"] == 120
+    assert about["data"]["parts"]["test"] == test["n"]
+    history = [
+        json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()
+    ]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
     pictures = {"learning_curves.png", "rewards.png", "reliability.png", "subsets.png"}
     assert pictures <= {file.name for file in (folder / "figures").iterdir()}
     assert ("mae" in test) == (approach == "regression")
@@ -60,38 +83,29 @@ def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
         assert words in said
     # What was saved gives the accuracy that was printed.
     scorer = minirlhf.load(folder, "cpu")
-    tested = train_parts(pairs_file)[2]
-    right = [scorer.rank(p.prompt, [p.rejected, p.chosen])[0][1] == p.chosen for p in tested]
+    pairs, _ = data.build_pairs(load_rows(pairs_file))
+    _, _, tested = data.split(pairs)
+    right = [
+        scorer.rank(p.prompt, [p.rejected, p.chosen])[0][1] == p.chosen for p in tested
+    ]
     assert sum(right) / len(right) == pytest.approx(test["accuracy"], abs=1e-6)
     # And its probabilities are those whose likelihood is in metrics.json.
-    likelihood = [-math.log(scorer.probability(p.prompt, p.chosen, p.rejected)) for p in tested]
-    assert sum(likelihood) / len(tested) == pytest.approx(test["nll_calibrated"], abs=1e-4)
+    likelihood = [
+        -math.log(scorer.probability(p.prompt, p.chosen, p.rejected)) for p in tested
+    ]
+    assert sum(likelihood) / len(tested) == pytest.approx(
+        test["nll_calibrated"], abs=1e-4
+    )
     # The same command gives the same numbers, in the next free folder.
     run(*flags, "--max-length", "96", "--epochs", "2", "--batch-size", "8")
     again = metrics(f"runs/{approach}-2")
-    assert {k: v for k, v in again.items() if k != "seconds"} == {
-        k: v for k, v in result.items() if k != "seconds"
-    }
-
-
-def train_parts(path):
-    from minirlhf import data
-
-    return data.split(data.build_pairs(data.load_rows(path))[0])
+    del again["seconds"], result["seconds"]
+    assert again == result
 
 
 def test_a_decoder_end_to_end(tiny_decoder, pairs_file):
-    flags = [
-        "--dataset",
-        pairs_file,
-        "--model",
-        tiny_decoder,
-        "--max-length",
-        "96",
-        "--epochs",
-        "1",
-    ]
-    run(*flags, "--output", "out")
+    flags = ["--dataset", pairs_file, "--model", tiny_decoder, "--max-length", "96"]
+    run(*flags, "--epochs", "1", "--output", "out")
     assert json.loads(Path("out/model/reward.json").read_text())["pooling"] == "last"
 
 
@@ -106,7 +120,14 @@ def test_mlflow_gets_parameters_curves_and_artifacts(tiny_encoder, pairs_file):
     import mlflow
 
     flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
-    flags += ["--max-length", "96", "--epochs", "3", "--tracking-uri", "sqlite:///tracked.db"]
+    flags += [
+        "--max-length",
+        "96",
+        "--epochs",
+        "3",
+        "--tracking-uri",
+        "sqlite:///tracked.db",
+    ]
     train.main([*flags, "--experiment", "an experiment", "--output", "out"])
     client = mlflow.MlflowClient("sqlite:///tracked.db")
     experiment = client.get_experiment_by_name("an experiment")
@@ -118,7 +139,13 @@ def test_mlflow_gets_parameters_curves_and_artifacts(tiny_encoder, pairs_file):
         metrics("out")["test"]["accuracy"]
     )
     files = {file.path for file in client.list_artifacts(tracked.info.run_id)}
-    assert {"config.json", "metrics.json", "history.jsonl", "mistakes.md", "figures"} <= files
+    assert {
+        "config.json",
+        "metrics.json",
+        "history.jsonl",
+        "mistakes.md",
+        "figures",
+    } <= files
     assert "model" not in files
 
 
@@ -130,7 +157,9 @@ def test_other_column_names_and_csv(tiny_encoder):
             writer.writerow(list(row.values())[:5])
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad", "chosen-rating": "g"}
     columns["rejected-rating"] = "b"
-    flags = [text for role, name in columns.items() for text in (f"--{role}-column", name)]
+    flags = [
+        text for role, name in columns.items() for text in (f"--{role}-column", name)
+    ]
     flags += ["--dataset", "pairs.csv", "--model", tiny_encoder, "--max-length", "96"]
     run("--approach", "regression", *flags, "--epochs", "1")
     assert metrics("runs/regression")["test"]["n"] > 0
@@ -178,20 +207,38 @@ def test_rating_ties_teach_a_regression_and_are_tested_nowhere(tiny_encoder):
         run("--approach", approach, *flags, "--epochs", "1")
         result = metrics(f"runs/{approach}")
         learned[approach] = config(f"runs/{approach}")["data"]["parts"]["train"]
-        counted[approach] = [result[part]["n"] for part in ("train", "validation", "test")]
+        counted[approach] = [
+            result[part]["n"] for part in ("train", "validation", "test")
+        ]
     assert learned["regression"] > learned["bt-frozen"]
     assert counted["regression"] == counted["bt-frozen"]
 
 
+COMPARE = "to compare several, type: python -m minirlhf compare --folds 5"
 BAD = [
-    (["--approach", "bt"], "invalid choice: 'bt'"),
-    (["--approach", "regression", "--dropout", "0.1"], "regression does not use --dropout"),
-    (["--approach", "regression", "--pooling", "mean"], "regression does not use --pooling"),
+    (["--approach", "all"], COMPARE),
+    (["--approach", "all", "--resume", "runs/all"], COMPARE),
+    (["--approach", "regression", "--folds", "2"], COMPARE),
+    (
+        ["--approach", "bt"],
+        "--approach bt is none of regression, classification, bt-frozen, bt-",
+    ),
+    (
+        ["--approach", "regression", "--dropout", "0.1"],
+        "regression does not use --dropout",
+    ),
+    (
+        ["--approach", "regression", "--pooling", "mean"],
+        "regression does not use --pooling",
+    ),
     (["--approach", "regression", "--margin", "1"], "does not use --margin"),
     (["--approach", "bt-frozen", "--warmup", "0.1"], "does not use --warmup"),
     (["--no-cache"], "bt-finetune does not use --no-cache"),
     (["--fold", "5"], "5 is not between 0 and 4"),
-    (["--approach", "regression", "--label-smoothing", "0"], "does not use --label-smoothing"),
+    (
+        ["--approach", "regression", "--label-smoothing", "0"],
+        "does not use --label-smoothing",
+    ),
     (["--device", "cpu:"], "no device 'cpu:'"),
     (["--dataset", ""], "cannot read"),
     (["--lr", "fast"], "invalid number value: 'fast'"),
@@ -222,7 +269,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, capsys, monke
     Path("here").mkdir()
     Path("here/thesis.txt").write_text("years of work")
     Path("empty").mkdir()
-    defaults = [] if "--approach" in flags or "--no-cache" in flags else ["--approach", "bt-frozen"]
+    defaults = (
+        []
+        if "--approach" in flags or "--no-cache" in flags
+        else ["--approach", "bt-frozen"]
+    )
     if "--limit" not in flags:
         defaults += ["--limit", "200"]
     with pytest.raises(SystemExit) as stop:
@@ -233,19 +284,28 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, capsys, monke
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("train.py: error: ")
     assert Path("here/thesis.txt").read_text() == "years of work"
-    assert not Path("runs").exists()  # nothing is left behind that the next run would trip over
+    assert not Path(
+        "runs"
+    ).exists()  # nothing is left behind that the next run would trip over
 
 
 def test_ratings_are_asked_for_where_they_are_needed(pairs_file, capsys):
-    rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in generate(200)]
+    rows = [
+        {k: row[k] for k in ("prompt", "chosen", "rejected")} for row in generate(200)
+    ]
     Path("unrated.json").write_text(json.dumps(rows))
-    for flags in (["--approach", "regression"], ["--approach", "bt-frozen", "--margin", "0.1"]):
+    for flags in (
+        ["--approach", "regression"],
+        ["--approach", "bt-frozen", "--margin", "0.1"],
+    ):
         with pytest.raises(SystemExit):
             run(*flags, "--dataset", "unrated.json")
         assert "regression and --margin need ratings" in capsys.readouterr().err
 
 
-def test_features_of_another_pooling_are_not_taken_for_these(tiny_encoder, pairs_file, capsys):
+def test_features_of_another_pooling_are_not_taken_for_these(
+    tiny_encoder, pairs_file, capsys
+):
     flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
     flags += ["--max-length", "96", "--epochs", "1"]
     origins = []
@@ -274,7 +334,9 @@ def test_features_made_by_other_code_are_not_taken_for_these(
     assert "seconds, computed" in capsys.readouterr().out
 
 
-def test_a_model_folder_is_no_run_and_is_not_overwritten(tiny_encoder, pairs_file, capsys):
+def test_a_model_folder_is_no_run_and_is_not_overwritten(
+    tiny_encoder, pairs_file, capsys
+):
     shutil.copytree(tiny_encoder, "mine")
     with pytest.raises(SystemExit) as stop:
         run("--dataset", pairs_file, "--model", "mine", "--output", "mine", "--overwrite")
@@ -285,7 +347,8 @@ def test_a_model_folder_is_no_run_and_is_not_overwritten(tiny_encoder, pairs_fil
 
 def test_a_rank_without_torchrun_means_nothing(monkeypatch):
     monkeypatch.setenv("RANK", "1")  # some batch systems set it for their own use
-    assert train.parse([]).output == "runs/bt-finetune"
+    settings = train.choose_folder(read_flags(flag_parser(), []))
+    assert settings.output == "runs/bt-finetune"
 
 
 def test_overwrite_replaces_a_run_and_only_a_run(tiny_encoder, pairs_file):
@@ -298,10 +361,10 @@ def test_overwrite_replaces_a_run_and_only_a_run(tiny_encoder, pairs_file):
     assert Path("out/metrics.json").exists()
 
 
-def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatch, capsys):
-    from minirlhf import loops
-
-    real = loops.evaluate
+def test_ctrl_c_keeps_the_best_model_so_far(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
+    real = loops.evaluate_texts
     calls = []
 
     def second_time_interrupted(*args, **kwargs):
@@ -310,31 +373,15 @@ def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatc
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loops, "evaluate", second_time_interrupted)
+    monkeypatch.setattr(loops, "evaluate_texts", second_time_interrupted)
+    flags = ["--dataset", pairs_file, "--model", tiny_encoder, "--max-length", "96"]
     with pytest.raises(SystemExit) as stop:
-        run(
-            "--dataset",
-            pairs_file,
-            "--model",
-            tiny_encoder,
-            "--max-length",
-            "96",
-            "--output",
-            "out",
-        )
+        run(*flags, "--output", "out")
     assert stop.value.code == 130
     said = capsys.readouterr()
     assert "folder    out" in said.out
     assert "interrupted; go on with: python train.py --resume out\n" in said.err
     assert isinstance(minirlhf.load("out", "cpu").score("2 + 2?", "4"), float)
-
-
-def test_mps_is_parsed_and_chosen_where_there_is_one(monkeypatch):
-    from minirlhf.runtime.device import pick_device
-
-    args = train.parse(["--approach", "bt-finetune", "--device", "mps"])
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert pick_device(args.device).device.type == "mps"
 
 
 def test_the_score_command_prints_the_best_first(tiny_encoder, pairs_file, capsys):
@@ -357,51 +404,11 @@ def test_the_score_command_prints_the_best_first(tiny_encoder, pairs_file, capsy
     assert "no trained model" in capsys.readouterr().err
 
 
-def test_all_approaches_on_the_same_folds(tiny_encoder, pairs_file, capsys):
-    import mlflow
-
-    flags = ["--approach", "all", "--folds", "2", "--dataset", pairs_file, "--model", tiny_encoder]
-    flags += ["--max-length", "96", "--epochs", "1", "--warmup", "0.2", "--output", "out"]
-    train.main([*flags, "--tracking-uri", "sqlite:///tracked.db"])
-    rows = json.loads(Path("out/comparison.json").read_text())
-    trained = [row["name"] for row in rows if "trained" in row]
-    assert sorted(trained) == sorted([*train.APPROACHES, "response only"])
-    assert [row["name"] for row in rows[-3:]] == ["response only", "longer response", "chance"]
-    # The pooled accuracy is that of both folds' pairs; each pair is tested once.
-    folds = [metrics(f"out/regression-{fold}")["test"] for fold in (0, 1)]
-    right = sum(fold["n"] * fold["accuracy"] for fold in folds)
-    (row,) = [row for row in rows if row["name"] == "regression"]
-    assert row["n"] == folds[0]["n"] + folds[1]["n"]
-    assert row["accuracy"] == pytest.approx(right / row["n"])
-    best, second = rows[:2]
-    difference = second["accuracy"] - best["accuracy"]
-    assert second["minus_better_accuracy"] == pytest.approx(difference)
-    assert Path("out/comparison.md").read_text() in capsys.readouterr().out
-    assert Path("out/comparison.png").exists()
-    # Features are computed in the first fold that needs them; of two kinds, for three approaches.
-    logs = {(a, f): Path(f"out/{a}-{f}.log").read_text() for a in train.APPROACHES for f in (0, 1)}
-    assert [key for key, log in logs.items() if "seconds, computed" in log] == [
-        ("regression", 0),
-        ("bt-frozen", 0),
-    ]
-    # A flag goes to the approaches that have a use for it.
-    warmup = {a: config(f"out/{a}-0")["arguments"]["warmup"] for a in train.APPROACHES}
-    assert warmup == {"bt-finetune": 0.2} | dict.fromkeys(train.APPROACHES[:3])
-    client = mlflow.MlflowClient("sqlite:///tracked.db")
-    runs = client.search_runs([client.get_experiment_by_name("minirlhf").experiment_id])
-    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert len(runs) == 11 and parents == {None, parent.info.run_id}
-    assert parent.data.metrics["regression_accuracy"] == pytest.approx(row["accuracy"])
-
-
-def config(folder):
-    return json.loads((Path(folder) / "config.json").read_text())
-
-
 def test_response_only_reads_no_prompt(tiny_encoder, pairs_file):
     rows = [json.loads(line) for line in Path(pairs_file).read_text().splitlines()]
-    for row in rows:  # another question of the same split: only its spacing and case differ
+    for (
+        row
+    ) in rows:  # another question of the same split: only its spacing and case differ
         row["prompt"] = row["prompt"].upper().replace(" ", "  ")
     Path("shouted.json").write_text(json.dumps(rows))
     flags = ["--approach", "bt-frozen", "--model", tiny_encoder, "--max-length", "96"]
@@ -415,34 +422,3 @@ def test_response_only_reads_no_prompt(tiny_encoder, pairs_file):
             shutil.rmtree("out")
     assert results[1] == results[3]
     assert len({results[0], results[1], results[2]}) == 3
-
-
-def test_balance_gives_every_subset_the_same_weight():
-    from minirlhf import data
-
-    pairs = [data.PreferencePair(str(i), "a", "b", subset="xy"[i > 7]) for i in range(10)]
-    _, _, (plain,) = data.index_texts(pairs)
-    _, _, (balanced,) = data.index_texts(pairs, balance=True)
-    assert plain.weight.tolist() == [1.0] * 10
-    assert balanced.weight[:8].sum() == balanced.weight[8:].sum() == 5
-
-
-def test_a_flag_for_all_reaches_those_that_use_it():
-    args = train.parse(["--approach", "all", "--margin", "0.3", "--pooling", "cls"])
-    settled = [train.settle(args, approach=approach) for approach in train.APPROACHES]
-    assert [one.margin for one in settled] == [0, 0, 0.3, 0.3]
-    assert [one.pooling for one in settled] == [None, None, "cls", "cls"]
-    assert (args.approach, args.margin) == ("all", 0.3)
-
-
-def test_contradictory_flags_are_refused(capsys):
-    for flags, words in (
-        (["--fold", "2", "--folds", "3"], "not both"),
-        (["--folds", "6"], "not between 1 and 5"),
-        (["--approach", "regression", "--no-cache", "--clip", "1"], "does not use --clip"),
-        (["--approach", "all", "--response-only"], "all does not use --response-only"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            train.parse(flags)
-        assert stop.value.code == 2
-        assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The data set that comes with the library, as a generator.
+"""The data set that comes with the library, in the form of a seeded generator.
 
-arithmetic.py imports nothing of minirlhf: copy it alone.
+arithmetic.py imports nothing of minirlhf, so you can copy it alone.
 """

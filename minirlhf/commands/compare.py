@@ -1,141 +1,280 @@
-"""Several approaches on the same folds: what `train.py --approach all` and `--folds N` do.
+"""Train and test all approaches on the same folds, and make one table of them.
 
-    python train.py --approach all --folds 5
+    python -m minirlhf compare --folds 5
+    python -m minirlhf compare --folds 5 --dataset pairs.jsonl --bt-finetune "--lr 3e-5"
+    python -m minirlhf compare --folds 5 --only bt-finetune,regression
 
-Each pair is tested once with five folds. Every run gets a folder and a log of its own, in the
-comparison's folder, and in MLflow it is a child of the comparison's run. `comparison.md`, `.json`
-and `.png` hold the table: accuracies with their intervals, and the paired differences, for which
-all approaches see the same pairs.
+It starts `python train.py ...` once for each approach and fold, in a process of its own, and then
+reads the run folders. With five folds each pair is tested once. Beside the four approaches stands
+`response only`: bt-finetune, trained without the prompts. What it gets right needs no question.
+
+Any flag of `train.py` is handed on, to the approaches that understand it. A flag for one approach
+alone is given in quotes behind its name, as above. What is finished is not done again: after Ctrl-C
+or a crash, the same command goes on.
+
+The folder of the comparison (`--output`, default `runs/compare`) has a run folder and a log for
+each run, and the result as `comparison.md`, `.json` and `.png`. In MLflow its runs are children of
+one run.
 """
 
 import shlex
+import subprocess
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
+from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.run_folder import locked
+from minirlhf.settings import (
+    APPROACHES,
+    flag_name,
+    flag_parser,
+    refuse_unused,
+    to_flags,
+    typed_flags,
+    used_by,
+)
 
-from minirlhf.data import normalize
-from minirlhf.metrics import accuracies, bootstrap, credit, named
-from minirlhf.report import figures
-from minirlhf.report.words import interval, table_head, table_row
-from minirlhf.runtime import checkpoint
-from minirlhf.runtime.resume import locked
-from minirlhf.runtime.tracking import track
+RESPONSE_ONLY = "response only"
+OURS = ("approach", "fold", "output", "overwrite", "resume", "response_only")
+# All approaches are tested on the same pairs, so these are no flags for one approach alone.
+DATA = (
+    "dataset",
+    "split",
+    "prompt_column",
+    "chosen_column",
+    "rejected_column",
+    "chosen_rating_column",
+    "rejected_rating_column",
+    "limit",
+)
+TRAIN = Path(__file__).parents[2] / "train.py"
 
 
-def compare(args: Namespace, approaches: Sequence[str], run: Callable[..., None]) -> None:
-    """Train and test each approach on each fold, and print one table of all.
+class Job(NamedTuple):
+    """What to run for one row of the table: an approach on every fold."""
 
-    args: what `train.parse` made of the flags; approaches: those there are.
-    run: `train.run`, called with the settings that differ from `args`.
+    name: str
+    approach: str
+    flags: list[str]  # of train.py, but for fold and folder
+
+
+def plan(parser: ArgumentParser, args: Namespace, shared: Sequence[str]) -> list[Job]:
+    """A job for each row of the table. A mistake in a flag ends the program with one line.
+
+    shared: the flags of train.py that were typed for all approaches.
     """
+    reader = flag_parser()
+    reader.error = parser.error
+    for_all = typed_flags(reader, shared)
+    refuse_ours(parser, for_all)
+
+    names = args.only.split(",") if args.only else [*APPROACHES, "response-only"]
+    jobs = []
+    for name in names:
+        if name not in (*APPROACHES, "response-only"):
+            parser.error(
+                f"--only {name}: there is {', '.join(APPROACHES)} and response-only"
+            )
+        approach = "bt-finetune" if name == "response-only" else name
+        own = typed_flags(reader, shlex.split(vars(args)[approach.replace("-", "_")]))
+        refuse_ours(parser, own)
+        refuse_unused(parser, own, approach)
+        for key in DATA:
+            if key in own:
+                parser.error(
+                    f"all approaches read the same data; give {flag_name(key)} to all"
+                )
+
+        typed = {"approach": approach}
+        typed |= {
+            key: value for key, value in for_all.items() if approach in used_by(key)
+        }
+        typed |= own
+        if name == "response-only":
+            typed["response_only"] = True
+        jobs.append(
+            Job(name.replace("response-only", RESPONSE_ONLY), approach, to_flags(typed))
+        )
+
+    for key in for_all:
+        if not any(job.approach in used_by(key) for job in jobs):
+            parser.error(f"none of the approaches uses {flag_name(key)}")
+    return jobs
+
+
+def refuse_ours(parser: ArgumentParser, typed: dict) -> None:
+    """End the program with one line if a flag was typed that the comparison sets itself."""
+    for name in OURS:
+        if name in typed:
+            parser.error(f"compare sets {flag_name(name)} of each run itself")
+
+
+def run_folder_of(job: Job, fold: int, output: Path) -> Path:
+    """Where a job's run on a fold is."""
+    return output / f"{job.name.replace(' ', '-')}-{fold}"
+
+
+def train(job: Job, fold: int, folder: Path) -> None:
+    """Start `python train.py`, or let it go on with what it began, and wait for it.
+
+    What it prints goes to a log beside its folder; its errors and progress bars go to the terminal.
+    Raises KeyboardInterrupt if it was interrupted, ValueError if it failed.
+    """
+    if (folder / "config.json").exists():
+        flags = ["--resume", str(folder)]
+    else:
+        flags = [*job.flags, "--fold", str(fold), "--output", str(folder)]
+    with open(f"{folder}.log", "a", encoding="utf-8") as log:
+        process = subprocess.Popen([sys.executable, str(TRAIN), *flags], stdout=log)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted, too, and is about to say so
+            raise
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise ValueError(
+            f"{job.name} failed on fold {fold}; what it printed is in {folder}.log"
+        )
+
+
+def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None:
+    """Run all jobs on all folds, and write and print the table."""
+    from minirlhf.report import comparison, figures
+    from minirlhf.report.tables import interval
+    from minirlhf.runtime import checkpoint, tracking
+
     output = Path(args.output)
-    folds = range(args.folds) if args.folds else (args.fold,)
-    jobs = {a: {"approach": a} for a in approaches if args.approach in (a, "all")}
-    if args.approach == "all":
-        jobs["response only"] = {"approach": "bt-finetune", "response_only": True}
-    results = {}
-    again = bool(args.resume)
-    with track(args.tracking_uri, args.experiment, output, {}, again) as log:
-        if not again:
-            config = {"arguments": vars(args), "command": shlex.join(["python", *sys.argv])}
-            with checkpoint.whole_folder(output, args.overwrite) as folder:
-                checkpoint.write_json(folder / "config.json", config)
+    config = {
+        "command": shlex.join(["python", "-m", "minirlhf", "compare", *sys.argv[2:]]),
+        "flags": {job.name: job.flags for job in jobs},
+    }
+    is_begun = begin(output, config, args.overwrite)
+    typed = typed_flags(flag_parser(), shared)
+    uri = typed.get("tracking_uri")
+    with tracking.track(
+        uri, typed.get("experiment", "minirlhf"), output, {}, is_begun
+    ) as log:
         log({}, step=0)
         print(f"folder    {output}")
-        for name, job in jobs.items():
-            results[name] = []
-            for fold in folds:
-                child = output / f"{name.replace(' ', '-')}-{fold}"
-                before = Path(args.resume or output, child.name)  # torchrun's first process's
-                if (before / "metrics.json").exists():
-                    results[name].append(read(before))
-                else:
-                    job |= {"fold": fold, "folds": None, "output": str(child), "overwrite": False}
-                    job["resume"] = str(before) if (before / "config.json").exists() else None
-                    if job["resume"]:  # torchrun's other processes have none yet
-                        child.mkdir(exist_ok=True)
-                    log_file = open(f"{child}.log", "a", 1, "utf-8")  # noqa: SIM115
-                    with locked(child), log_file, redirect_stdout(log_file):
-                        run(**job)
-                    results[name].append(read(child))
-                print(f"{name:15} fold {fold}  test accuracy {interval(results[name][-1]['test'])}")
-            rows = compared(results)
-            checkpoint.write_json(output / "comparison.json", rows)
-            checkpoint.write_text(output / "comparison.md", table(rows) + warning(rows))
-        figures.draw_comparison(output / "comparison.png", rows)
-        for row in rows:
-            log({f"{row['name'].replace(' ', '_')}_{k}": v for k, v in row.items()}, step=0)
-    print("\n" + table(rows) + warning(rows))
+        runs = {}
+        for job in jobs:
+            runs[job.name] = []
+            for fold in range(args.folds):
+                folder = run_folder_of(job, fold, output)
+                if not (folder / "metrics.json").exists():
+                    train(job, fold, folder)
+                    tracking.make_child(uri, folder, output)
+                runs[job.name].append(comparison.read_run(folder))
+                test = checkpoint.read_json(folder / "metrics.json")["test"]
+                print(
+                    f"{job.name:15} fold {fold}  test accuracy {interval(test)}",
+                    flush=True,
+                )
+
+        table_rows = comparison.compared(runs)
+        text = comparison.table(table_rows) + comparison.warning(table_rows)
+        checkpoint.write_json(output / "comparison.json", table_rows)
+        checkpoint.write_text(output / "comparison.md", text)
+        figures.draw_comparison(output / "comparison.png", table_rows)
+        for row in table_rows:
+            name = row["name"].replace(" ", "_")
+            log({f"{name}_{key}": value for key, value in row.items()}, step=0)
+    print(f"\n{text}")
     print(f"everything is in {output}")
 
 
-def read(folder: Path) -> dict:
-    """A finished run's `metrics.json`, with the margins, lengths and labels of its test part."""
-    pairs = checkpoint.read_jsonl(folder / "predictions.jsonl")
-    summary = checkpoint.read_json(folder / "metrics.json")
-    summary["margins"] = torch.tensor([pair["margin"] for pair in pairs])  # (N,)
-    summary["lengths"] = torch.tensor([pair["lengths"] for pair in pairs])  # (N, 2)
-    labels = [normalize(pair["prompt"]) for pair in pairs], [pair["subset"] for pair in pairs]
-    return summary | {"labels": labels}
+def begin(output: Path, config: dict, overwrite: bool) -> bool:
+    """Make the folder, or see whether the comparison in it can go on: True if it was begun before.
 
-
-def compared(results: dict[str, list[dict]]) -> list[dict]:
-    """One row for each approach, best first, then the baselines (response-only first).
-
-    results: of each approach, what `read` returns for each fold, all in one order of folds.
-    The test parts are pooled before anything is counted (`metrics.accuracies`): a mean of five
-    accuracies has no interval of its own. `minus_better_accuracy` is the difference to the row
-    above (for response-only: to bt-finetune, of which it is the copy that reads no prompt), pair
-    by pair, and so is `minus_better_balanced_accuracy`. `seconds` are those of one fold, as if it
-    were run alone: the embedding is counted, cached or not.
+    Raises ValueError if the folder holds something else, or a comparison with other flags.
     """
-    first = next(iter(results.values()))
-    labels = [[name for run in first for name in run["labels"][i]] for i in (0, 1)]
-    lengths = torch.cat([run["lengths"] for run in first])  # (N, 2)
-    right = {a: credit(torch.cat([run["margins"] for run in results[a]])) for a in results}
-    rows = []
-    for name, runs in results.items():
-        row = {"name": name, "trained": runs[0]["trained"]}
-        row["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
-        row["train_accuracy"] = sum(run["train"]["accuracy"] for run in runs) / len(runs)
-        row |= accuracies(right[name], *labels)
-        rows.append(row | {"gap": row["train_accuracy"] - row["accuracy"]})
-    rows.sort(key=lambda row: (row["name"] == "response only", -row["accuracy"]))
-    for better, row in zip(rows, rows[1:], strict=False):
-        other = "bt-finetune" if row["name"] == "response only" else better["name"]
-        difference = right[row["name"]] - right[other]  # (N,)
-        for name, subsets in (("accuracy", None), ("balanced_accuracy", labels[1])):
-            row |= named(f"minus_better_{name}", bootstrap(difference, labels[0], subsets))
-    longer = accuracies(credit(lengths[:, 0] - lengths[:, 1]), *labels)
-    coin = {"name": "chance", "accuracy": 0.5, "balanced_accuracy": 0.5}
-    return [*rows, {"name": "longer response"} | longer, coin]
+    from minirlhf.runtime import checkpoint
+
+    before = flags_of(output)
+    if output.exists() and before is None:
+        raise ValueError(
+            f"{output} exists and holds no comparison; give another --output"
+        )
+    if before is None or overwrite:
+        with checkpoint.whole_folder(output) as folder:
+            checkpoint.write_json(folder / "config.json", config)
+        return False
+
+    for name, flags in config["flags"].items():
+        if before.get(name, flags) != flags:
+            raise ValueError(
+                f"{output} holds a comparison with other flags for {name}; "
+                "give another --output, or --overwrite to replace it"
+            )
+    config["flags"] = before | config["flags"]
+    checkpoint.write_json(output / "config.json", config)
+    return True
 
 
-def table(rows: Sequence[dict]) -> str:
-    """The rows of `compared` as a Markdown table."""
-    head = ["approach", "parameters", "seconds a fold", "train accuracy", "test accuracy [95 %]"]
-    head += ["train - test", "minus the better", "mean over subsets [95 %]", "minus the better"]
-    lines = [table_head(head)]
-    names = ["train_accuracy", "accuracy", "gap", "minus_better_accuracy", "balanced_accuracy"]
-    for row in rows:
-        cells = [f"{row[key]:,.0f}" if key in row else "–" for key in ("trained", "seconds")]
-        cells += [interval(row, name) for name in (*names, "minus_better_balanced_accuracy")]
-        lines.append(table_row([row["name"], *cells]))
-    return "\n".join(lines) + "\n"
+def flags_of(output: Path) -> dict | None:
+    """The flags of each approach of the comparison in a folder; None if it holds no comparison."""
+    from minirlhf.runtime import checkpoint
+
+    try:
+        config = checkpoint.read_json(output / "config.json")
+        return config.get("flags")  # a run of train.py has a config.json, too
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
-def warning(rows: Sequence[dict]) -> str:
-    """What a reader of the table must not miss, or "": bt-finetune may do without the prompts.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare approaches. Bad input: one sentence on stderr and exit code 2."""
+    parser = compare_parser()
+    args, shared = parser.parse_known_args(argv)
+    with one_line(parser, how_to_go_on):
+        jobs = plan(parser, args, shared)
+        if not TRAIN.is_file():
+            raise ValueError("compare starts train.py, which is in minirlhf's repository")
+        with locked(Path(args.output)):
+            compare(jobs, args, shared)
 
-    If it is not shown to be worse without them, who wrote a response, or how, may be all it sees.
-    """
-    for row in rows:
-        if row["name"] == "response only" and row["minus_better_accuracy_high"] >= 0:
-            difference = interval(row, "minus_better_accuracy")
-            said = f"trained without the prompts it is not shown to be worse ({difference})"
-            return f"\nWARNING: bt-finetune may not read the prompts: {said}\n"
-    return ""
+
+def how_to_go_on() -> str:
+    """What to do after Ctrl-C."""
+    return "; go on with the same command"
+
+
+def compare_parser() -> ArgumentParser:
+    """The flags of this command. All others are train.py's."""
+    parser = command(
+        "compare", "Train and test all approaches on the same folds, for one table."
+    )
+    parser.epilog = (
+        "Any flag of train.py is handed on to the approaches that understand it."
+    )
+    parser.allow_abbrev = False  # "--fold" must not be read as "--folds"
+    add = parser.add_argument
+    add(
+        "--folds",
+        type=int,
+        default=1,
+        choices=range(1, 6),
+        metavar="1..5",
+        help="run folds 0 to N - 1; with 5 every pair is tested once (default: %(default)s)",
+    )
+    add(
+        "--only",
+        metavar="A,B",
+        help="these approaches (default: all four, and response-only)",
+    )
+    for approach in APPROACHES:
+        text = f'flags for {approach} alone, in quotes: --{approach} "--epochs 5"'
+        add(f"--{approach}", metavar="FLAGS", default="", help=text)
+    add(
+        "--output",
+        metavar="FOLDER",
+        default="runs/compare",
+        help="(default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace the comparison in --output")
+    return parser

@@ -1,34 +1,39 @@
-"""A trained run as a model folder of another library, which then needs nothing of minirlhf.
+"""Write a trained run as a model folder of another library, which then needs nothing of minirlhf.
 
     python -m minirlhf export runs/bt-frozen OUT
     python -m minirlhf export runs/bt-finetune OUT --format sequence-classification
 
-Exact means: the other library gives `minirlhf.score`'s rewards, up to the order of float32 sums.
-Two forms can be exact.
+A reward model is used where policies are trained, evaluated or served, and the tools for that load
+the folders of two libraries. An export is exact: the other library gives the rewards of
+`minirlhf.score`, up to the order in which float32 numbers are summed. Two forms can be exact.
 
-    sentence-transformers     every run with a reward: regression, bt-frozen, bt-finetune. Its own
-                              pooling has our three; a head is one or three Dense modules.
-    sequence-classification   a decoder, pooled at the last token, under a linear head: what
-                              bt-finetune makes of a GPT-2, Llama or Qwen. It is the form that
-                              TRL, RewardBench and vLLM load (these three were not tried).
+    sentence-transformers     every run with a reward: regression, bt-frozen, bt-finetune. The
+                              library's own pooling has our three kinds, and a head is one Dense
+                              module or three.
+    sequence-classification   a decoder that is pooled at its last token, under a linear head: what
+                              bt-finetune makes of a GPT-2, Llama or Qwen. TRL, RewardBench and vLLM
+                              load this form (we have not run these three).
 
-What has no exact form is refused with the reason, for an almost right reward model is worse than
-none: nobody would notice. So the tool, too, loads what it wrote with the other library and compares
-rewards before OUT takes its name. Exit code: 0, 1 if they differ (OUT is then not written), 2 for
-bad input and what is refused.
+A run that has no exact form is refused, with the reason, because an almost right reward model is
+worse than none: nobody would notice. For the same reason the command itself loads what it wrote
+with the other library, and compares rewards before OUT takes its name.
 
-Neither form renders a prompt and a response: feed the rendered text. OUT's README.md writes the
-template out, with code to copy. The tokenizer is saved such that both libraries cut long texts as
-training did.
+Neither form puts a prompt and a response into the template, so the text to feed is the rendered
+one. The README.md in OUT writes the template out, with code to copy. The tokenizer is saved such
+that both libraries cut long texts as training did.
 
-What to copy: `dense_modules`, to move a standardisation into layers; `to_classifier`'s care for the
-PAD token. What is left out: lower precision (the file is float32) and the temperature, which
-`Scorer.probability` reads and no other library knows.
+Exit code: 0, 1 if the rewards differ (OUT is then not written), or 2 for bad input and for a run
+that is refused.
+
+What to copy: `dense_modules`, which moves a standardisation into layers, and the care that
+`to_classifier` takes of the PAD token. What is left out: lower precision (the file is float32), and
+the temperature, which `Scorer.probability` reads and no other library knows.
 """
 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +42,263 @@ from minirlhf import encoders, heads, score, tokens
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.model import RewardModel
 from minirlhf.runtime import checkpoint
-from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.command_line import command, one_line, quiet_transformers
 
-# Of the spread of the rewards. float32 in another order of sums: up to 2e-6 in trained models.
-# More where vectors hardly differ and the head, by dividing by their std, enlarges the last bit of
-# float32: an untrained BERT's [CLS], of std mean / 400, gave 1e-3 between two kinds of attention.
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+CLASSIFIER = "sequence-classification"
+POOLING = {
+    "mean": "mean",
+    "last": "lasttoken",
+    "cls": "cls",
+}  # ours -> sentence-transformers'
+
+# The largest difference between two rewards that counts as none, as a share of the rewards' spread.
+# Another order of sums moves float32 rewards by up to 2e-6 in trained models. It is more where
+# vectors hardly differ and the head, which divides by their deviation, enlarges the last bit of
+# float32: the [CLS] vectors of an untrained BERT gave 1e-3 between two kinds of attention.
 SAME = 1e-4
-POOLING = {"mean": "mean", "last": "lasttoken", "cls": "cls"}  # ours -> sentence-transformers'
+
+
+class Exported(NamedTuple):
+    """How well an export was checked."""
+
+    difference: (
+        float  # the largest between two rewards, as a share of the rewards' spread
+    )
+    texts: int  # how many were compared
+    cut: int  # how many of these were too long
+
+
+class Examples(NamedTuple):
+    """The N texts whose rewards are compared."""
+
+    prompts: list[str]
+    responses: list[str]
+    rendered: list[
+        str
+    ]  # prompt and response in the template: what the other library reads
+
+
+# ---- what can be exported
+
+
+def refusal(model: RewardModel, form: str) -> str | None:
+    """Why the model has no exact form of that name; None if it has one."""
+    if model.info["approach"] == "classification":
+        return "a classification compares two responses, so there is no score to export"
+    if form == SENTENCE_TRANSFORMERS:
+        return None
+
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    library = "AutoModelForSequenceClassification"
+    config = model.encoder.config
+    if not isinstance(model.head, heads.LinearHead):
+        return f"a {model.info['approach']} head has two layers, that of {library} one"
+    if not encoders.is_causal(model.encoder):
+        return f"{config.model_type} is an encoder, to which {library} gives layers that ours lacks"
+    if model.info["pooling"] != "last":
+        return f"{library} reads a decoder's last token; this one pools by {model.info['pooling']}"
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return f"transformers has no {library} for {config.model_type}"
+    return None
+
+
+# ---- the tokenizer
+
+
+def tokenizer_settings(model: RewardModel) -> dict:
+    """Settings with which a tokenizer gives a text the ids of `tokens.encode`.
+
+    Padding is on the right, because that counts for absolute positions. Token types are left out,
+    because our encoder gets none.
+    """
+    return {
+        "truncation_side": "left",
+        "model_max_length": model.info["max_length"],
+        "padding_side": "right",
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+
+
+def adds_special_tokens(tokenizer) -> bool:
+    """Whether special tokens are added to a rendered text. A chat template writes its own."""
+    return not getattr(tokenizer, "chat_template", None)
+
+
+def give_pad_token(tokenizer, network: nn.Module, unfit: set) -> None:
+    """Give the tokenizer a PAD token of its own if the id of the one it has is in `unfit`.
+
+    network: the model whose embedding gets a row for it.
+    """
+    if tokenizer.pad_token_id not in unfit:
+        return
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+# ---- the form of sentence-transformers
+
+
+def dense_modules(head: nn.Module) -> list[nn.Module]:
+    """The head as sentence-transformers' Dense modules: (N, D) -> (N, 1).
+
+    A LinearHead is one module. An MLPHead is three: x - mean, as an identity matrix with a bias;
+    the hidden layer, with 1 / std in its weights; and the output layer, with scale and shift. They
+    are computed in float64 and stored in float32.
+
+    With the mean in the bias of the hidden layer, two modules would do and (D, D) numbers could be
+    saved. But float32 would then subtract large numbers from each other: for vectors whose mean is
+    10 times their deviation, as frozen ones may be, that costs 3e-5 of a reward. As it is, the
+    error is 3e-6 whatever the mean.
+    """
+    if isinstance(head, heads.LinearHead):
+        return [dense(head.output.weight)]
+    head = copy.deepcopy(head).double()
+    identity = torch.eye(len(head.mean))  # (D, D)
+    hidden = head.hidden
+    output = head.output
+    return [
+        dense(identity, -head.mean),
+        dense(hidden.weight / head.std, hidden.bias, nn.GELU()),
+        dense(head.scale * output.weight, head.scale * output.bias + head.shift),
+    ]
+
+
+def dense(
+    weight: Tensor, bias: Tensor | None = None, activation: nn.Module | None = None
+):
+    """One of sentence-transformers' Dense modules, from a weight (out, in) and a bias (out,)."""
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    out_features, in_features = weight.shape
+    return Dense(
+        in_features,
+        out_features,
+        bias=bias is not None,
+        activation_function=activation or nn.Identity(),  # Dense's own default is tanh
+        init_weight=weight.detach().float(),
+        init_bias=None if bias is None else bias.detach().float(),
+    )
+
+
+def to_sentence_transformer(
+    model: RewardModel, encoder: str, folder: Path, texts: list[str]
+) -> Tensor:
+    """Write Transformer, Pooling and Dense modules; the rewards (N,) that the folder then gives.
+
+    encoder: the run's encoder folder, of which a regression keeps all modules it came with.
+    texts: N rendered texts.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    options = {
+        "processor_kwargs": tokenizer_settings(model),
+        "model_kwargs": {"dtype": torch.float32},
+    }
+    if model.info["pooling"] in POOLING:
+        transformer = Transformer(encoder, **options)
+        pooling = Pooling(model.info["size"], POOLING[model.info["pooling"]])
+        modules = [transformer, pooling]
+    else:  # as published
+        modules = list(SentenceTransformer(encoder, device="cpu", **options))
+
+    first = modules[0]
+    give_pad_token(first.tokenizer, first.model, unfit={None})
+    # Given a chat template, sentence-transformers would put the text, rendered already, into it.
+    first.modality_config = {"text": first.modality_config["text"]}
+    special = adds_special_tokens(model.tokenizer)
+    first.processing_kwargs = {"text": {"add_special_tokens": special}}
+
+    # A new SentenceTransformer has no prompts; a published encoder may put one before each text.
+    modules += dense_modules(model.head)
+    whole = SentenceTransformer(modules=modules, device="cpu")
+    whole.save_pretrained(str(folder), create_model_card=False)
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    return torch.tensor(loaded.encode(texts))[:, 0]
+
+
+# ---- the form of transformers
+
+
+@torch.inference_mode()
+def to_classifier(
+    model: RewardModel, encoder: str, folder: Path, texts: list[str]
+) -> Tensor:
+    """Write an AutoModelForSequenceClassification; the rewards (N,) that the folder then gives.
+
+    encoder: the run's encoder folder; texts: N rendered texts.
+    Raises ValueError if transformers has another head than ours for the architecture.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    whole = new_classifier(model)
+    tokenizer = AutoTokenizer.from_pretrained(encoder, **tokenizer_settings(model))
+    special = adds_special_tokens(model.tokenizer)
+    unfit = ids_at_an_end(tokenizer, texts, special)
+    give_pad_token(tokenizer, whole, unfit | {None})
+    whole.config.pad_token_id = tokenizer.pad_token_id
+    whole.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = loaded_tokenizer(
+        texts,
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        add_special_tokens=special,
+    )
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    return loaded(**batch).logits[:, 0]
+
+
+def new_classifier(model: RewardModel) -> nn.Module:
+    """Our encoder and head as an AutoModelForSequenceClassification."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(model.encoder.config)
+    config.num_labels = 1
+    config.problem_type = (
+        "regression"  # so that neither a pipeline nor vLLM adds a sigmoid
+    )
+    whole = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    head = getattr(whole, "score", None)
+    if not isinstance(head, nn.Linear) or type(whole.base_model) is not type(
+        model.encoder
+    ):
+        raise ValueError(
+            f"transformers' {type(whole).__name__} is no encoder under a linear head"
+        )
+    whole.base_model.load_state_dict(model.encoder.state_dict())
+    head.load_state_dict(model.head.output.state_dict())
+    return whole
+
+
+def ids_at_an_end(tokenizer, texts: list[str], special: bool) -> set:
+    """Ids of tokens with which a text may end, so that none of them can serve as PAD.
+
+    transformers finds the last token of a text by its id: it is the rightmost one that is not PAD.
+    Where PAD shares its id with EOS, as is common, a text that ends with EOS would be read one
+    token too early. An unknown word may end a text, too.
+    """
+    ids = set()
+    for role in ("bos", "eos", "unk", "sep", "cls"):
+        ids.add(getattr(tokenizer, f"{role}_token_id"))
+    for row in tokenizer(texts, add_special_tokens=special)["input_ids"]:
+        ids.add(row[-1])
+    return ids
+
+
+# ---- the README of the exported folder
 
 README = """# A reward model as {form}
 
 Written by `python -m minirlhf export` from a {approach} run.
-Tried with transformers {versions[transformers]} and sentence-transformers
-{versions[sentence-transformers]}.
+Tried with transformers {transformers} and sentence-transformers
+{sentence_transformers}.
 To load it, in this folder:
 
 ```python
@@ -67,221 +316,167 @@ The text to feed is the whole of this, filled in:
 
 {notes}A text of more than {max_length} tokens is cut from the left, as in training.
 """
-MEANING = {
-    True: "It lies on the scale of the ratings that the model was trained on.",
-    False: "By itself it means nothing; what counts is how two responses to one prompt differ.",
-}
-CODE = {
-    "sentence-transformers": """from sentence_transformers import SentenceTransformer
+ON_THE_SCALE_OF_RATINGS = (
+    "It lies on the scale of the ratings that the model was trained on."
+)
+ONLY_DIFFERENCES_COUNT = (
+    "By itself it means nothing; what counts is how two responses to one prompt differ."
+)
+SENTENCE_TRANSFORMERS_CODE = """from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer(".")
-text = {0!r}
-print(model.encode([text])[0, 0])  # {1:.4f}""",
-    "sequence-classification": """from transformers import AutoModelForSequenceClassification
+text = {text!r}
+print(model.encode([text])[0, 0])  # {reward:.4f}"""
+CLASSIFIER_CODE = """from transformers import AutoModelForSequenceClassification
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForSequenceClassification.from_pretrained(".")
-text = {0!r}
+text = {text!r}
 how = {{"padding": True, "truncation": True, "add_special_tokens": {special}}}
 batch = tokenizer([text], return_tensors="pt", **how)
-print(model(**batch).logits[0, 0].item())  # {1:.4f}""",
-}
-CHAT = """It is what the tokenizer's `apply_chat_template` makes of a user's and an assistant's turn
+print(model(**batch).logits[0, 0].item())  # {reward:.4f}"""
+CHAT_NOTE = """\
+It is what the tokenizer's `apply_chat_template` makes of a user's and an assistant's turn
 with `tokenize=False, date_string="1 January 2025"`. It holds its special tokens: none are added.
 
 """
-RESPONSE_ONLY = "The model was trained with `--response-only`: it never saw a prompt.\n\n"
+RESPONSE_ONLY_NOTE = (
+    "The model was trained with `--response-only`: it never saw a prompt.\n\n"
+)
 
 
-def refusal(model: RewardModel, form: str) -> str | None:
-    """Why the model has no exact form of that name; None if it has one."""
-    if model.info["approach"] == "classification":
-        return "a classification compares two responses, so there is no score to export"
-    if form == "sentence-transformers":
-        return None
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+def readme(model: RewardModel, form: str, text: str, reward: float) -> str:
+    """The README.md of the exported folder.
 
-    where, config = "AutoModelForSequenceClassification", model.encoder.config
-    if not isinstance(model.head, heads.LinearHead):
-        return f"a {model.info['approach']} head has two layers, that of {where} one"
-    if not encoders.is_causal(model.encoder):
-        return f"{config.model_type} is an encoder, to which {where} gives layers that ours lacks"
-    if model.info["pooling"] != "last":
-        return f"{where} reads a decoder's last token; this one pools by {model.info['pooling']}"
-    if type(config) not in CLASSIFIERS:
-        return f"transformers has no {where} for {config.model_type}"
-    return None
-
-
-def dense_modules(head: nn.Module) -> list[nn.Module]:
-    """The head as sentence-transformers' Dense modules: (N, D) -> (N, 1).
-
-    A LinearHead is one. An MLPHead is three: x - mean, as an identity matrix with a bias; the
-    hidden layer with 1/std in its weights; the output layer with scale and shift. All is computed
-    in float64 and stored in float32. Dense's default activation is tanh, hence the nn.Identity.
-
-    With the mean in the hidden layer's bias two would do, and (D, D) numbers be saved. But float32
-    would then subtract large numbers from each other: for vectors whose mean is 10 times their
-    deviation, as frozen ones may be, off by 3e-5 of a reward; so it is 3e-6, whatever the mean.
+    text, reward: a rendered text and its reward, for the code that loads the model.
     """
-    from sentence_transformers.sentence_transformer.modules import Dense
+    special = adds_special_tokens(model.tokenizer)
+    code = (
+        SENTENCE_TRANSFORMERS_CODE if form == SENTENCE_TRANSFORMERS else CLASSIFIER_CODE
+    )
+    meaning = ONLY_DIFFERENCES_COUNT
+    if model.info["approach"] == "regression":
+        meaning = ON_THE_SCALE_OF_RATINGS
+    notes = ""
+    if not special:
+        notes += CHAT_NOTE
+    if model.info.get("response_only"):
+        notes += RESPONSE_ONLY_NOTE
 
-    def dense(activation: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-        start = [None if part is None else part.detach().float() for part in (weight, bias)]
-        return Dense(weight.shape[1], weight.shape[0], bias is not None, activation, *start)
-
-    if isinstance(head, heads.LinearHead):
-        return [dense(nn.Identity(), head.output.weight)]
-    head = copy.deepcopy(head).double()
-    hidden, out, scale = head.hidden, head.output, head.scale
-    return [
-        dense(nn.Identity(), torch.eye(len(head.mean)), -head.mean),
-        dense(nn.GELU(), hidden.weight / head.std, hidden.bias),
-        dense(nn.Identity(), scale * out.weight, scale * out.bias + head.shift),
-    ]
-
-
-def how_to_read(model: RewardModel) -> dict:
-    """A tokenizer's settings that give a text the ids of `tokens.encode`, and the encoder no more.
-
-    Right padding counts for absolute positions. Token types are left out, since ours gets none.
-    """
-    settings = {"truncation_side": "left", "model_max_length": model.info["max_length"]}
-    settings |= {"padding_side": "right", "model_input_names": ["input_ids", "attention_mask"]}
-    return settings
-
-
-def give_pad(tokenizer, network: nn.Module, unfit: set) -> None:
-    """A PAD token of its own, with a row of the embedding, if the tokenizer's is in `unfit`."""
-    if tokenizer.pad_token_id in unfit:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        if len(tokenizer) > network.get_input_embeddings().num_embeddings:
-            network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    versions = encoders.versions()
+    return README.format(
+        form=form,
+        approach=model.info["approach"],
+        transformers=versions["transformers"],
+        sentence_transformers=versions["sentence-transformers"],
+        code=code.format(text=text, reward=reward, special=special),
+        meaning=meaning,
+        template=render(model, "{prompt}", "{response}"),
+        notes=notes,
+        max_length=model.info["max_length"],
+    )
 
 
-def to_sentence_transformer(
-    model: RewardModel, encoder: str, folder: Path, texts: list[str], special: bool
-) -> Tensor:
-    """Write Transformer, Pooling and Dense modules; the rewards (N,) that the folder then gives.
-
-    A regression's encoder keeps all modules it came with. encoder: the run's encoder folder; texts:
-    rendered; special: whether special tokens are added to them.
-    """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    read = {"processor_kwargs": how_to_read(model), "model_kwargs": {"dtype": torch.float32}}
-    if model.info["pooling"] == "as published":
-        modules = list(SentenceTransformer(encoder, device="cpu", **read))
-    else:
-        pooling = Pooling(model.info["size"], POOLING[model.info["pooling"]])
-        modules = [Transformer(encoder, **read), pooling]
-    first = modules[0]
-    give_pad(first.tokenizer, first.model, {None})
-    # Given a chat template, sentence-transformers would put the text, rendered already, into it.
-    first.modality_config = {"text": first.modality_config["text"]}
-    first.processing_kwargs = {"text": {"add_special_tokens": special}}
-    # No prompts: a published encoder may have one that it puts before each text.
-    whole = SentenceTransformer(modules=[*modules, *dense_modules(model.head)], device="cpu")
-    whole.save_pretrained(str(folder), create_model_card=False)
-    return torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(texts))[:, 0]
+# ---- the export
 
 
-@torch.inference_mode()
-def to_classifier(
-    model: RewardModel, encoder: str, folder: Path, texts: list[str], special: bool
-) -> Tensor:
-    """Write an AutoModelForSequenceClassification; the rewards (N,) that the folder then gives.
-
-    It finds a text's last token by id: the rightmost one that is not PAD. So PAD must be no token
-    that a text may end with, as it is where it shares an id with EOS. The arguments are those of
-    `to_sentence_transformer`. Raises ValueError if the architecture has another head than ours.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    config = copy.deepcopy(model.encoder.config)
-    # "regression": a pipeline puts no sigmoid on it, nor does vLLM.
-    config.num_labels, config.problem_type = 1, "regression"
-    whole = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    last = getattr(whole, "score", None)
-    if not isinstance(last, nn.Linear) or type(whole.base_model) is not type(model.encoder):
-        raise ValueError(f"transformers' {type(whole).__name__} is no encoder under a linear head")
-    whole.base_model.load_state_dict(model.encoder.state_dict())
-    last.load_state_dict(model.head.output.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(encoder, **how_to_read(model))
-    ends = {ids[-1] for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]}
-    roles = ("bos", "eos", "unk", "sep", "cls")
-    others = {getattr(tokenizer, f"{role}_token_id") for role in roles}
-    give_pad(tokenizer, whole, {None} | others | ends)  # an unknown word may end a text, too
-    whole.config.pad_token_id = tokenizer.pad_token_id
-    for part in (whole, tokenizer):
-        part.save_pretrained(folder)
-    how = {"padding": True, "truncation": True, "add_special_tokens": special}
-    batch = AutoTokenizer.from_pretrained(folder)(texts, return_tensors="pt", **how)
-    return AutoModelForSequenceClassification.from_pretrained(folder)(**batch).logits[:, 0]
+def render(model: RewardModel, prompt: str, response: str) -> str:
+    """The text that the model reads; a model trained on responses only reads no prompt."""
+    if model.info.get("response_only"):
+        prompt = ""
+    return tokens.render(prompt, response, model.tokenizer)
 
 
-FORMS = {"sentence-transformers": to_sentence_transformer, "sequence-classification": to_classifier}
+def make_examples(model: RewardModel) -> Examples:
+    """Texts of several kinds to compare rewards on; one is too long for the model."""
+    question = "What is 2 + 2?"
+    pairs = [(question, "2 + 2 = 4")]
+    for row in generate(8):
+        pairs.append((row["prompt"], row["chosen"]))
+        pairs.append((row["prompt"], row["rejected"]))
+    # A tokenizer may not know these endings, and PAD must not share its id with "unknown".
+    for ending in ("\U0001f600", "четыре", "四", "zq"):
+        pairs.append((question, f"It is 4 {ending}"))
+    too_long = f"{question} " * model.info["max_length"]
+    pairs.append((too_long, "It is 4 zq"))
+    return Examples(
+        prompts=[prompt for prompt, response in pairs],
+        responses=[response for prompt, response in pairs],
+        rendered=[render(model, prompt, response) for prompt, response in pairs],
+    )
 
 
-def export(run: str, folder: Path, form: str) -> tuple[float, int, int]:
-    """Write the run's model to `folder`: (largest difference, texts compared, how many are cut).
+def export(run: str, folder: Path, form: str) -> Exported:
+    """Write the run's model to `folder` in a form of another library, and check its rewards.
 
-    The difference is a share of the rewards' spread. Raises ValueError for what is refused, and
-    ArithmeticError if the rewards differ; `folder` is then as it was.
+    Raises ValueError for what is refused, and ArithmeticError if the rewards differ; `folder` is
+    then as it was.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not an empty folder")
     scorer = score.load(run, "cpu")
-    model, info = scorer.model, scorer.model.info
-    if reason := refusal(model, form):
+    model = scorer.model
+    reason = refusal(model, form)
+    if reason is not None:
         raise ValueError(f"{run} has no exact form as {form}: {reason}")
-    pairs = [("What is 2 + 2?", "2 + 2 = 4")]
-    pairs += [(row["prompt"], row[side]) for row in generate(8) for side in ("chosen", "rejected")]
-    pairs += [("What is 2 + 2?", f"It is 4 {end}") for end in ("\U0001f600", "четыре", "四", "zq")]
-    pairs += [(f"{pairs[-1][0]} " * info["max_length"], pairs[-1][1])]  # to be cut
-    expected = torch.tensor(scorer.score_many(*zip(*pairs, strict=True)))
-    _, cut = model.encode(*zip(*pairs, strict=True))
-    only = info.get("response_only")
-    turns = [("" if only else prompt, answer) for prompt, answer in pairs]
-    turns += [("" if only else "{prompt}", "{response}")]
-    *texts, template = (tokens.render(*pair, model.tokenizer) for pair in turns)
-    special = not getattr(model.tokenizer, "chat_template", None)  # it has written its own
+
+    examples = make_examples(model)
+    expected = torch.tensor(
+        scorer.score_many(examples.prompts, examples.responses)
+    )  # (N,)
+    encoder = f"{run}/model/encoder"
     with checkpoint.whole_folder(folder) as temporary:
-        found = FORMS[form](model, f"{run}/model/encoder", temporary, texts, special)
-        # Of the rewards' spread: what a reward is worth is its distance to other rewards.
-        difference = ((found - expected).abs().max() / (expected.max() - expected.min())).item()
-        if not difference <= SAME:  # so nan is a difference
-            said = f"{difference:.1e} of their spread, limit {SAME:g}"
-            raise ArithmeticError(f"its rewards differ by up to {said}")
-        words = {"form": form, "template": template, "versions": encoders.versions()}
-        words["code"] = CODE[form].format(texts[0], expected[0].item(), special=special)
-        words["notes"] = CHAT * (not special) + RESPONSE_ONLY * bool(only)
-        words["meaning"] = MEANING[info["approach"] == "regression"]
-        checkpoint.write_text(temporary / "README.md", README.format(**(info | words)))
-    return difference, len(texts), cut
+        if form == SENTENCE_TRANSFORMERS:
+            found = to_sentence_transformer(model, encoder, temporary, examples.rendered)
+        else:
+            found = to_classifier(model, encoder, temporary, examples.rendered)
+        difference = share_of_spread(found, expected)
+        check_same(difference)
+        text = readme(model, form, examples.rendered[0], expected[0].item())
+        checkpoint.write_text(temporary / "README.md", text)
+
+    cut = model.encode(examples.prompts, examples.responses).cut
+    return Exported(difference, len(examples.rendered), cut)
+
+
+def share_of_spread(found: Tensor, expected: Tensor) -> float:
+    """The largest difference between rewards (N,) and (N,), as a share of the spread of `expected`.
+
+    The spread is the scale to measure it by, because only distances between rewards mean anything.
+    """
+    spread = expected.max() - expected.min()
+    return ((found - expected).abs().max() / spread).item()
+
+
+def check_same(difference: float) -> None:
+    """Raise ArithmeticError unless the difference is small; NaN is not."""
+    if not difference <= SAME:
+        said = f"{difference:.1e} of their spread, limit {SAME:g}"
+        raise ArithmeticError(f"its rewards differ by up to {said}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export a run and say how near its rewards are."""
-    parser = command("export", "A run for another library.")
+    """Export a run, and print how near its rewards are to ours."""
+    parser = command("export", "Write a run as a model folder of another library.")
     parser.add_argument("run", help="a run folder, such as runs/bt-finetune")
     parser.add_argument("out", help="the folder to write; new or empty")
-    parser.add_argument("--format", choices=FORMS, default="sentence-transformers")
+    parser.add_argument(
+        "--format",
+        choices=(SENTENCE_TRANSFORMERS, CLASSIFIER),
+        default=SENTENCE_TRANSFORMERS,
+        help="(default: %(default)s)",
+    )
     args = parser.parse_args(argv)
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    quiet_transformers()
     try:
         with one_line(parser):
-            difference, count, cut = export(args.run, Path(args.out).resolve(), args.format)
+            exported = export(args.run, Path(args.out).resolve(), args.format)
     except ArithmeticError as error:
         parser.exit(1, f"{parser.prog}: {args.out} was not written: {error}\n")
     print(f"wrote {args.out} as {args.format}; README.md in it says how to load it")
-    said = f"{difference:.1e} of their spread; {count} texts, {cut} cut"
-    print(f"largest difference to minirlhf's rewards: {said}")
-
-
-if __name__ == "__main__":
-    main()
+    print(
+        f"largest difference to minirlhf's rewards: {exported.difference:.1e} of their spread; "
+        f"{exported.texts} texts, {exported.cut} cut"
+    )

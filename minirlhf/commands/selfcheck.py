@@ -3,26 +3,29 @@
     python -m minirlhf selfcheck runs/bt-finetune    a run that train.py wrote
     python -m minirlhf selfcheck                     tiny models made on the spot, no download
 
-Accuracy does not tell a bug from hard data: most bugs of reward models still learn something. So
-this checks what must hold whatever the data is, each line of the table for the sake of a mistake
-that trainers in use have made. Any texts will do for that; they are a few of the bundled ones. How
-*good* a model is, its `metrics.json` tells. The run folder is only read; what must be trained is a
-new head, and for bt-finetune a copy of the encoder.
+Accuracy cannot tell a bug from hard data, because a reward model with a bug usually still learns
+something. So these checks look at what must hold whatever the data are. Each was written for a
+mistake that trainers in use have made, and its docstring names it. Any texts will do for that; they
+are a few of the bundled ones. How good a model is, its `metrics.json` tells.
 
-Every number is a distance from what it ought to be, and the rule is `number <= limit`. So nan is a
-FAIL: broken weights, or a model that gives all texts the same reward. Exit code: 0 if nothing
-failed, 1 if something did, 2 for bad input.
+The run folder is only read. Where something must be trained, it is a new head, and for bt-finetune
+a copy of the encoder.
 
-What to copy: one function a check, for the tests of any reward model. What is left out: speed,
-memory, lower precision; rewards are compared in float32, as scoring computes them.
+The number of a check is a distance from what ought to be, and the check is passed if the number is
+not above its limit. So NaN is a FAIL: the weights are broken, or the model gives the same reward to
+all texts. Exit code: 0 if nothing failed, 1 if something did, or 2 for bad input.
+
+What to copy: the check functions, for the tests of any reward model. What is left out: speed,
+memory and lower precision. Rewards are compared in float32, as scoring computes them.
 """
 
 import copy
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,224 +35,399 @@ from minirlhf import data, loops, score
 from minirlhf import model as models
 from minirlhf.approaches import STEPS
 from minirlhf.bundled.arithmetic import generate
-from minirlhf.runtime.command_line import command, one_line
+from minirlhf.model import RewardModel
+from minirlhf.runtime.command_line import command, one_line, quiet_transformers
 from minirlhf.runtime.device import seed_everything
+from minirlhf.score import Scorer
+from minirlhf.settings import APPROACHES, FINETUNE, FROZEN, Settings
 
-TRAINED, HELD_OUT = 8, 16  # pairs; few, since an encoder is trained on them
-# In standard deviations over the texts. Measured: the order of sums moves a float32 reward by up to
-# 2e-6 of one (seven architectures, on a CPU), the pooling of a PAD position by 0.02 to 9.
+TRAINED = 8  # pairs to train on; few, because an encoder may be trained on them
+HELD_OUT = 16  # pairs to judge a trained model on
+
+# In standard deviations over the texts. Measured on seven architectures on a CPU: another order of
+# sums moves a float32 reward by up to 2e-6 of one, the pooling of a PAD position by 0.02 to 9.
 SAME = 1e-4
 SAME_WORDS = "largest difference, in standard deviations over the texts"
-Result = tuple[float | None, float, str]  # number (None: it has no meaning here), limit, in words
+
+# For learning a few pairs by heart in a few seconds. Patience is out of the way.
+NEVER = 10**6
+FINETUNE_FEW = replace(
+    FINETUNE,
+    epochs=3,
+    batch_size=4,
+    lr=1e-3,
+    warmup=0.0,
+    weight_decay=0.0,
+    patience=NEVER,
+)
+FROZEN_FEW = replace(
+    FROZEN, epochs=20, batch_size=4, lr=1e-2, weight_decay=0.0, patience=NEVER
+)
 
 
-def padding(scorer: score.Scorer, pairs: list, rows: list) -> Result:
-    """The same batch with and without more PAD tokens on the right.
+class Sample(NamedTuple):
+    """The texts that a model is checked with."""
 
-    Finds pooling of `hidden[:, -1]`, a PAD token's state (trlx and others; TRL #937, #2758), and an
-    encoder that is not given the mask.
+    pairs: list[data.PreferencePair]  # B
+    token_rows: list  # 2B, those of the pairs' responses
+
+
+class Finding(NamedTuple):
+    """What a check found."""
+
+    number: (
+        float | None
+    )  # how far it is from what it ought to be; None: it has no meaning here
+    limit: float
+    words: str  # what the number is
+
+    @property
+    def verdict(self) -> str:
+        if self.number is None:
+            return "-"
+        return "PASS" if self.number <= self.limit else "FAIL"
+
+
+# ---- the checks
+
+
+def padding(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
+    """More PAD tokens on the right of a batch change no reward.
+
+    Finds pooling of `hidden[:, -1]`, which is the state of a PAD token (trlx and others; TRL #937,
+    #2758), and an encoder that is not given the mask.
     """
-    half = scorer.model.info["max_length"] // 2  # of each text, so that there is room for PAD
-    rows = [row[:half] for row in rows]
-    longer = judge(scorer.model, rows, more=min(half, 32))
-    return relative(judge(scorer.model, rows), longer), SAME, SAME_WORDS
+    half = scorer.model.info["max_length"] // 2
+    shortened = [ids[:half] for ids in token_rows]  # so that there is room for PAD
+    plain = judge(scorer.model, shortened)
+    padded = judge(scorer.model, shortened, more_pad=min(half, 32))
+    return Finding(relative(plain, padded), SAME, SAME_WORDS)
 
 
-def batch_size(scorer: score.Scorer, pairs: list, rows: list) -> Result:
-    """The same texts one at a time and all at once.
+def batch_size(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
+    """A text gets the same reward alone and in a batch with all the others.
 
-    Finds whatever looks at the neighbours in a batch (last position of the longest text, batch
-    normalisation), dropout left on, and results that are not put back in order after a sort.
+    Finds whatever looks at the neighbours in a batch, such as pooling at the last position of the
+    longest text or batch normalisation. Also finds dropout that was left on, and results that were
+    not put back in order after a sort by length.
     """
-    alone = judge(scorer.model, rows, at_once=1)
-    return relative(alone, judge(scorer.model, rows)), SAME, SAME_WORDS
+    alone = judge(scorer.model, token_rows, one_by_one=True)
+    together = judge(scorer.model, token_rows)
+    return Finding(relative(alone, together), SAME, SAME_WORDS)
 
 
-def order_of_a_pair(scorer: score.Scorer, pairs: list, rows: list) -> Result:
+def order_of_a_pair(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
     """The margin of (a, b) is minus that of (b, a), and P(a over b) + P(b over a) is 1.
 
-    Finds a pair classifier that learned which side comes first: fed with (chosen, rejected, 1), one
-    on plain concatenation learns to say 1.
+    Finds a classifier of pairs that learned which side comes first. One that concatenates the two,
+    and is only ever fed with (chosen, rejected, 1), learns to say 1.
     """
-    inputs, part = read(scorer.model, rows), data.index_texts(pairs)[2][0]
-    back = part._replace(chosen=part.rejected, rejected=part.chosen)
-    margins, minus = (loops.evaluate(scorer.model, inputs, p)[1] for p in (part, back))
-    ask, worst = scorer.probability, relative(-minus, margins)
-    for prompt, a, b, *_ in pairs[:4]:
-        worst = max(worst, abs(ask(prompt, a, b) + ask(prompt, b, a) - 1))
-    return worst, SAME, "largest |margin(a, b) + margin(b, a)|, in standard deviations"
+    inputs = as_inputs(scorer.model, token_rows)
+    part = as_part(pairs)
+    turned = part._replace(chosen=part.rejected, rejected=part.chosen)
+    margins = evaluate(scorer.model, inputs, part).margins  # (B,)
+    turned_margins = evaluate(scorer.model, inputs, turned).margins  # (B,)
+
+    worst = relative(-turned_margins, margins)
+    for pair in pairs[:4]:
+        one_way = scorer.probability(pair.prompt, pair.chosen, pair.rejected)
+        other_way = scorer.probability(pair.prompt, pair.rejected, pair.chosen)
+        worst = max(worst, abs(one_way + other_way - 1))
+    words = "largest |margin(a, b) + margin(b, a)|, in standard deviations"
+    return Finding(worst, SAME, words)
 
 
-def loss_at_start(scorer: score.Scorer, pairs: list, rows: list) -> Result:
+def loss_at_start(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
     """A new head prefers nothing: the first loss is ln 2 = 0.6931, whatever the encoder.
 
-    Finds a head that starts with opinions or is not new, and in the loss a margin nobody asked for,
-    a sum in place of a mean, or (N, 1) against (N,).
+    Finds a head that is not new or starts with opinions, and three bugs of the loss: a margin that
+    nobody asked for, a sum in place of a mean, and (N, 1) against (N,).
     """
     if scorer.approach == "regression":
-        return None, 0.0, "a squared error starts at the ratings' variance, not at ln 2"
-    # The step without its loop, which points bt-finetune's head before it trains.
-    new = fresh(scorer.model)
-    part = data.Part(*(t.to(new.device) for t in data.index_texts(pairs)[2][0]))
-    loss = STEPS[scorer.approach](new, read(new, rows), part)[0].item()
-    return abs(loss - math.log(2)), 1e-5, f"|loss - ln 2|; the loss is {loss:.6f}"
+        words = "a squared error starts at the ratings' variance, not at ln 2"
+        return Finding(None, 0.0, words)
+    # The step without its loop, because that of bt-finetune points the head before it trains.
+    step = STEPS[scorer.approach]
+    model = with_new_head(scorer.model)
+    part = as_part(pairs).to(model.device)
+    loss = step(model, as_inputs(model, token_rows), part).loss.item()
+    return Finding(
+        abs(loss - math.log(2)), 1e-5, f"|loss - ln 2|; the loss is {loss:.6f}"
+    )
 
 
-def one_batch_overfits(scorer: score.Scorer, pairs: list, rows: list) -> Result:
-    """A new head learns one batch by heart: loss near 0 (a regression's starts at 1), all right.
+def one_batch_overfits(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
+    """A new head learns one batch by heart: the loss falls to 0, and all pairs are right.
 
     Finds a loss that cannot fall (a sigmoid before Bradley-Terry holds it above 0.3133), a gradient
     that does not arrive, and chosen mixed up with rejected.
     """
-    new = fresh(scorer.model)
-    for row in overfit(new, rows, pairs):
-        number = max(row["train_loss"], 1 - row["train_accuracy"])
-        if number <= 0.05:
+    limit = 0.05  # the loss starts at ln 2, that of a regression at 1
+    model = with_new_head(scorer.model)
+    for epoch in overfit(model, pairs, token_rows):
+        worse = max(epoch["train_loss"], 1 - epoch["train_accuracy"])
+        if worse <= limit:
             break
-    twins = zip(new.encoder.parameters(), scorer.model.encoder.parameters(), strict=True)
-    if scorer.approach == "bt-finetune" and all(torch.equal(*twin) for twin in twins):
-        return math.nan, 0.05, "the encoder did not move"
-    words = f"loss in step {row['epoch']}, {row['train_accuracy']:.0%} of {TRAINED} pairs right"
-    return number, 0.05, words
+
+    if scorer.approach == "bt-finetune" and same_weights(
+        model.encoder, scorer.model.encoder
+    ):
+        return Finding(math.nan, limit, "the encoder did not move")
+    right = f"{epoch['train_accuracy']:.0%} of {TRAINED} pairs right"
+    return Finding(worse, limit, f"loss in step {epoch['epoch']}, {right}")
 
 
-def shuffled_labels(scorer: score.Scorer, pairs: list, rows: list) -> Result:
+def shuffled_labels(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
     """Trained on sides drawn by lot, a model judges other pairs no better than a coin.
 
     Finds what raises accuracy without the labels: a head that sees that chosen comes first, an
-    evaluation that reads training pairs, sides that are sorted again after the lot.
+    evaluation that reads training pairs, and sides that are sorted again after the lot.
 
-    One lot may by luck agree with the truth, most of all on an encoder that was trained to see it.
-    So a second model is trained with every side turned round: the first one's mirror image, right
-    where that is wrong. The mean of the two is 0.5 with no luck in it; a leak brings both near 1.
+    One lot may agree with the truth by luck, most of all on an encoder that was trained to see it.
+    So a second model is trained with every side turned round. It is the mirror image of the first,
+    right where that is wrong, and the mean of the two accuracies is 0.5 with no luck in it. A leak
+    brings both near 1.
     """
-    pairs, rows = choose(scorer.model, TRAINED + HELD_OUT)
-    _, _, (train, held_out) = data.index_texts(pairs[:TRAINED], pairs[TRAINED:])
-    lot = torch.rand(TRAINED, generator=torch.Generator().manual_seed(0)) < 0.5
-    inputs, found = read(scorer.model, rows), []
-    for swap in (lot, ~lot):
-        chosen = torch.where(swap, train.rejected, train.chosen)
-        drawn = train._replace(chosen=chosen, rejected=train.chosen + train.rejected - chosen)
-        # The last epoch's number: the best epoch's would be chosen with the true labels.
-        *_, row = fit(fresh(scorer.model), inputs, drawn, held_out)
-        found.append(row["validation_accuracy"])
-    words = f"|mean accuracy - 0.5|; they are {found[0]:.2f} and, turned round, {found[1]:.2f}"
-    return abs(sum(found) / 2 - 0.5), 0.1, words
+    sample = choose(scorer.model, TRAINED + HELD_OUT)
+    train_pairs = sample.pairs[:TRAINED]
+    other_pairs = sample.pairs[TRAINED:]
+    texts = data.number_texts(train_pairs, other_pairs)
+    train = data.make_part(train_pairs, texts)
+    held_out = data.make_part(other_pairs, texts)
+    inputs = as_inputs(scorer.model, sample.token_rows)
+
+    generator = torch.Generator().manual_seed(0)
+    lot = torch.rand(TRAINED, generator=generator) < 0.5  # (B,)
+    accuracy = accuracy_after_training(
+        scorer.model, inputs, swap_sides(train, lot), held_out
+    )
+    turned = accuracy_after_training(
+        scorer.model, inputs, swap_sides(train, ~lot), held_out
+    )
+    words = (
+        f"|mean accuracy - 0.5|; they are {accuracy:.2f} and, turned round, {turned:.2f}"
+    )
+    return Finding(abs((accuracy + turned) / 2 - 0.5), 0.1, words)
 
 
-def save_and_load(scorer: score.Scorer, pairs: list, rows: list) -> Result:
-    """Saved and loaded again, the rewards are equal bit for bit.
+def save_and_load(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
+    """Saved and loaded again, the model gives rewards that are equal bit for bit.
 
-    Finds a head or a buffer that is not saved and comes back newly drawn (TRL #1379).
+    Finds a head or a buffer that is not saved, and so comes back newly drawn (TRL #1379).
     """
     with tempfile.TemporaryDirectory() as folder:
         models.save(scorer.model, Path(folder) / "model")
-        loaded = score.load(folder, str(scorer.model.device)).model
-        difference = judge(scorer.model, rows) - judge(loaded, rows)
-    return difference.abs().max().item(), 0.0, "largest difference"
+        loaded = score.load(folder, str(scorer.model.device))
+        difference = judge(scorer.model, token_rows) - judge(loaded.model, token_rows)
+    return Finding(difference.abs().max().item(), 0.0, "largest difference")
 
 
-def training_is_scoring(scorer: score.Scorer, pairs: list, rows: list) -> Result:
+def training_is_scoring(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
     """The reward of training is the reward of scoring, for texts that are too long as well.
 
     Finds a template, special tokens or a truncation that differ between the two (OpenRLHF's server;
     RewardBench #94, #164), and a sigmoid on what is returned.
     """
-    limit = scorer.model.info["max_length"]
-    a, b, *others = pairs  # one with long answers, one with a long question
-    long_answers = a._replace(chosen=f"{a.chosen} " * limit, rejected=f"{a.rejected} " * limit)
-    cases = [long_answers, b._replace(prompt=f"{b.prompt} " * limit), *others]
-    prompts, responses, (part,) = data.index_texts(cases)  # from here on as train.py does it
-    rows, cut = scorer.model.encode(prompts, responses)
-    _, margins, rewards = loops.evaluate(scorer.model, read(scorer.model, rows), part)
-    expected = torch.sigmoid(margins / scorer.model.info["temperature"])
-    got = torch.tensor([scorer.probability(*case[:3]) for case in cases])
-    worst = (got - expected).abs().max().item()
-    if rewards is not None:
-        got = torch.tensor(scorer.score_many(prompts, responses))[torch.stack(part[:2], dim=1)]
-        worst = max(relative(got, rewards), worst)
-    return worst, SAME, f"the same, and of probabilities; {cut} of {len(rows)} texts are cut"
+    cases = with_long_texts(pairs, scorer.model.info["max_length"])
+
+    # As train.py does it:
+    texts = data.number_texts(cases)
+    part = data.make_part(cases, texts)
+    encoded = scorer.model.encode(texts.prompts, texts.responses)
+    judged = evaluate(scorer.model, as_inputs(scorer.model, encoded.token_rows), part)
+    expected = torch.sigmoid(judged.margins / scorer.model.info["temperature"])  # (B,)
+
+    # As a user does it:
+    probabilities = [
+        scorer.probability(pair.prompt, pair.chosen, pair.rejected) for pair in cases
+    ]
+    worst = (torch.tensor(probabilities) - expected).abs().max().item()
+    if judged.rewards is not None:
+        rewards = torch.tensor(scorer.score_many(texts.prompts, texts.responses))  # (U,)
+        scored = torch.stack(
+            [rewards[part.chosen], rewards[part.rejected]], dim=1
+        )  # (B, 2)
+        worst = max(relative(scored, judged.rewards), worst)
+
+    cut = f"{encoded.cut} of {len(encoded.token_rows)} texts are cut"
+    return Finding(worst, SAME, f"the same, and of probabilities; {cut}")
 
 
-CHECKS = (padding, batch_size, order_of_a_pair, loss_at_start, one_batch_overfits, shuffled_labels)
-CHECKS += (save_and_load, training_is_scoring)
+CHECKS = (
+    padding,
+    batch_size,
+    order_of_a_pair,
+    loss_at_start,
+    one_batch_overfits,
+    shuffled_labels,
+    save_and_load,
+    training_is_scoring,
+)
 
 
-@torch.no_grad()
-def judge(model: models.RewardModel, rows: Sequence, more: int = 0, at_once: int = 10**9) -> Tensor:
-    """A number a text, (N,): its reward, or a classification's logit against the text before it.
+# ---- texts to check with
 
-    more: columns of PAD to add to each batch; at_once: padded tokens in a batch, 1 for single rows.
+
+def choose(model: RewardModel, count: int) -> Sample:
+    """The first bundled pairs such that no two prompts and no two texts are alike.
+
+    Texts count as alike if they are the same tokens, so it depends on the model. The ratings become
+    1 and -1: then the loss of a regression starts at 1, and turning the sides round mirrors it.
+    Raises ValueError if the model keeps so few tokens that there are not enough such pairs.
     """
-    pairwise = model.info["approach"] == "classification"
-
-    def function(ids: Tensor, mask: Tensor) -> Tensor:
-        ids, mask = pad(ids, (0, more), value=model.pad_id), pad(mask, (0, more))
-        return model.vectors(ids, mask) if pairwise else model(ids, mask)
-
-    found = model.map(function, rows, budget=at_once)
-    return (model.head(found, found.roll(1, dims=0)) if pairwise else found).cpu()
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference in standard deviations of `b`; nan if all of `b` are the same."""
-    return ((a - b).abs().max() / b.std()).item() if b.std() else math.nan
-
-
-@torch.no_grad()
-def read(model: models.RewardModel, rows: Sequence):
-    """What the loops take: the token rows, or features (U, D) where the encoder is frozen."""
-    if model.info["approach"] == "bt-finetune":
-        return rows
-    return model.map(model.vectors, rows)
-
-
-def fresh(model: models.RewardModel) -> models.RewardModel:
-    """The same encoder (a copy of it if it will be trained) with a new head."""
-    seed_everything(0)
-    encoder, info = model.encoder, model.info
-    if info["approach"] == "bt-finetune":
-        encoder = copy.deepcopy(encoder)
-    head = models.HEADS[info["approach"]](info["size"]).to(model.device)
-    return models.RewardModel(encoder, model.tokenizer, head, dict(info)).eval()
-
-
-def fit(model: models.RewardModel, inputs, train: data.Part, held_out: data.Part, **settings):
-    """Train with the library's own loops, on settings for a few pairs; their row an epoch."""
-    tuned = model.info["approach"] == "bt-finetune"
-    args = {"epochs": 3 if tuned else 20, "batch_size": 4, "lr": 1e-3 if tuned else 1e-2, "seed": 0}
-    args |= {"accumulate": 1, "warmup": 0.0, "clip": 1.0, "dropout": 0.0, "weight_decay": 0.0}
-    args = SimpleNamespace(**(args | {"patience": 10**6} | settings))
-    return (loops.fit_finetune if tuned else loops.fit_frozen)(model, inputs, train, held_out, args)
-
-
-def overfit(model: models.RewardModel, rows: list, pairs: list) -> Iterator[dict]:
-    """Train on all pairs in one batch, a step an epoch."""
-    part = data.index_texts(pairs)[2][0]
-    return fit(model, read(model, rows), part, part, epochs=60, batch_size=len(pairs))
-
-
-def choose(model: models.RewardModel, count: int) -> tuple[list[data.PreferencePair], list]:
-    """Bundled pairs, one a prompt, no two texts alike even as tokens; and the texts' token rows.
-
-    The ratings are 1 and -1, so that a regression starts at a loss of 1 and turned labels mirror
-    it. Raises ValueError if the model keeps so few tokens that the texts are alike.
-    """
-    limit, pairs, rows, seen = model.info["max_length"], [], [], set()
-    for pair in data.build_pairs(generate(300))[0]:
-        texts = [pair.prompt] * 2, [pair.chosen, pair.rejected]
-        two, _ = model.encode(*texts)
-        new = {pair.prompt, *map(bytes, two)}
-        if len(new - seen) == 3:
+    pairs = []
+    token_rows = []
+    seen = set()
+    candidates, report = data.build_pairs(generate(300))
+    for pair in candidates:
+        encoded = model.encode([pair.prompt, pair.prompt], [pair.chosen, pair.rejected])
+        chosen, rejected = encoded.token_rows
+        new = {pair.prompt, tuple(chosen), tuple(rejected)} - seen
+        if len(new) == 3:
+            seen |= new
             pairs.append(pair._replace(chosen_rating=1.0, rejected_rating=-1.0))
-            rows, seen = rows + two, seen | new
+            token_rows += [chosen, rejected]
         if len(pairs) == count:
-            return pairs, rows
+            return Sample(pairs, token_rows)
+    limit = model.info["max_length"]
     raise ValueError(f"cut to {limit} tokens, the texts to check with are too much alike")
 
 
+def as_part(pairs: Sequence[data.PreferencePair]) -> data.Part:
+    """The pairs as tensors."""
+    return data.make_part(pairs, data.number_texts(pairs))
+
+
+def swap_sides(part: data.Part, swap: Tensor) -> data.Part:
+    """The pairs with chosen and rejected exchanged where `swap` (B,) is true."""
+    chosen = torch.where(swap, part.rejected, part.chosen)
+    rejected = torch.where(swap, part.chosen, part.rejected)
+    return part._replace(chosen=chosen, rejected=rejected)
+
+
+def with_long_texts(
+    pairs: Sequence[data.PreferencePair], limit: int
+) -> list[data.PreferencePair]:
+    """The pairs, the first one with long answers and the second one with a long question.
+
+    limit: how many tokens the model reads; the long texts have more.
+    """
+    first, second = pairs[:2]
+    long_answers = first._replace(
+        chosen=f"{first.chosen} " * limit, rejected=f"{first.rejected} " * limit
+    )
+    long_question = second._replace(prompt=f"{second.prompt} " * limit)
+    return [long_answers, long_question, *pairs[2:]]
+
+
+# ---- what a model says
+
+
+@torch.no_grad()
+def judge(
+    model: RewardModel, token_rows: Sequence, more_pad: int = 0, one_by_one: bool = False
+) -> Tensor:
+    """A number for each text, (U,): its reward, or for a classification a logit.
+
+    The logit is that of preferring the text to the one before it.
+    more_pad: columns of PAD to add to each batch.
+    one_by_one: give the texts to the model one at a time, and not all at once.
+    """
+    compares = model.info["approach"] == "classification"
+
+    def with_more_pad(ids: Tensor, mask: Tensor) -> Tensor:
+        ids = pad(ids, (0, more_pad), value=model.pad_id)  # (N, T + more_pad)
+        mask = pad(mask, (0, more_pad))
+        return model.embed(ids, mask) if compares else model(ids, mask)
+
+    tokens_at_once = 1 if one_by_one else 10**9
+    found = model.in_batches(with_more_pad, token_rows, tokens_at_once)  # (U, D) or (U,)
+    if compares:
+        found = model.head(found, found.roll(1, dims=0))  # (U,)
+    return found.cpu()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference in standard deviations of `b`; nan if all of `b` are the same."""
+    deviation = b.std()
+    if deviation == 0:
+        return math.nan
+    return ((a - b).abs().max() / deviation).item()
+
+
+@torch.no_grad()
+def as_inputs(model: RewardModel, token_rows: Sequence) -> Sequence | Tensor:
+    """What the loops take: token rows, or vectors (U, D) where the encoder is frozen."""
+    if model.info["approach"] == "bt-finetune":
+        return token_rows
+    return model.vectors(token_rows)
+
+
+def evaluate(model: RewardModel, inputs, part: data.Part) -> loops.Evaluation:
+    """Judge the pairs as the training loop of the model's approach does; inputs: of `as_inputs`."""
+    if model.info["approach"] == "bt-finetune":
+        return loops.evaluate_texts(model, inputs, part)
+    return loops.evaluate(model, inputs, part)
+
+
+# ---- training
+
+
+def with_new_head(model: RewardModel) -> RewardModel:
+    """The same encoder, or a copy of it if it will be trained, with a new head."""
+    seed_everything(0)
+    encoder = model.encoder
+    if model.info["approach"] == "bt-finetune":
+        encoder = copy.deepcopy(encoder)
+    head = models.HEADS[model.info["approach"]](model.info["size"]).to(model.device)
+    return RewardModel(encoder, model.tokenizer, head, dict(model.info)).eval()
+
+
+def settings_for_few(approach: str) -> Settings:
+    """The settings with which an approach learns a few pairs."""
+    return FINETUNE_FEW if approach == "bt-finetune" else FROZEN_FEW
+
+
+def fit(
+    model: RewardModel, inputs, train: data.Part, held_out: data.Part, settings: Settings
+) -> Iterator[dict]:
+    """Train with the library's own loops; the numbers of each epoch. inputs: of `as_inputs`."""
+    if model.info["approach"] == "bt-finetune":
+        return loops.fit_finetune(model, inputs, train, held_out, settings)
+    return loops.fit_frozen(model, inputs, train, held_out, settings)
+
+
+def overfit(model: RewardModel, pairs: list, token_rows: list) -> Iterator[dict]:
+    """Train on all pairs in one batch; an epoch is one step."""
+    settings = settings_for_few(model.info["approach"])
+    settings = replace(settings, epochs=60, batch_size=len(pairs))
+    part = as_part(pairs)
+    return fit(model, as_inputs(model, token_rows), part, part, settings)
+
+
+def accuracy_after_training(
+    model: RewardModel, inputs, train: data.Part, held_out: data.Part
+) -> float:
+    """The accuracy on `held_out` of a new head that was trained on `train`.
+
+    It is that of the last epoch. The best epoch would be chosen by the true labels of `held_out`.
+    """
+    settings = settings_for_few(model.info["approach"])
+    history = list(fit(with_new_head(model), inputs, train, held_out, settings))
+    return history[-1]["validation_accuracy"]
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether two modules of one architecture have the same parameters."""
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+# ---- tiny models
+
+
 def make_tiny_run(approach: str, folder: Path) -> None:
-    """A run folder without a download: a random BERT of two layers and its tokenizer, trained."""
+    """Write a run folder without a download: a random BERT of two layers, trained for a moment."""
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers import models as token_models
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -257,57 +435,95 @@ def make_tiny_run(approach: str, folder: Path) -> None:
     seed_everything(0)
     tokenizer = Tokenizer(token_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["[PAD]"], show_progress=False)
-    tokenizer.train_from_iterator([row["chosen"] + row["prompt"] for row in generate(100)], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["[PAD]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        [row["chosen"] + row["prompt"] for row in generate(100)], trainer
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=600, intermediate_size=64, max_position_embeddings=128, **size)
-    for part in (BertModel(config), tokenizer):
-        part.save_pretrained(folder / "tiny")
+    config = BertConfig(
+        vocab_size=600,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+
     model = models.build(approach, str(folder / "tiny"), max_length=96)
-    pairs, rows = choose(model, TRAINED)
-    part = data.index_texts(pairs)[2][0]
-    list(fit(model, read(model, rows), part, part))  # so that the rewards are not all zero
+    sample = choose(model, TRAINED)
+    part = as_part(sample.pairs)
+    inputs = as_inputs(model, sample.token_rows)
+    for _ in fit(model, inputs, part, part, settings_for_few(approach)):
+        pass  # trained only so that the rewards are not all zero
     models.save(model, folder / "model")
 
 
-def print_table(scorer: score.Scorer, pairs: list, rows: list) -> int:
+# ---- the command
+
+
+def run_check(check: Callable, scorer: Scorer, pairs: list, token_rows: list) -> Finding:
+    """Run a check. Whatever error a broken model raises in it is a finding, too."""
+    try:
+        return check(scorer, pairs, token_rows)
+    except Exception as error:
+        return Finding(math.nan, 0.0, f"stopped by {error!r}"[:200])
+
+
+def print_table(scorer: Scorer, pairs: list, token_rows: list) -> int:
     """Run and print the checks, each line as soon as it is known; how many failed."""
     failed = 0
-    for function in CHECKS:
-        try:
-            number, limit, words = function(scorer, pairs, rows)
-        except Exception as error:  # whatever a broken model raises is a finding
-            number, limit, words = math.nan, 0.0, f"stopped by {error!r}"[:200]
-        verdict = "-" if number is None else "PASS" if number <= limit else "FAIL"
-        failed += verdict == "FAIL"
-        values = "" if number is None else f"{number:8.1e} <= {limit:g}"
-        name = function.__name__.replace("_", " ")
-        print(f"  {verdict:4}  {name:19}  {values:18}  {words}", flush=True)
+    for check in CHECKS:
+        finding = run_check(check, scorer, pairs, token_rows)
+        if finding.verdict == "FAIL":
+            failed += 1
+        name = check.__name__.replace("_", " ")
+        numbers = ""
+        if finding.number is not None:
+            numbers = f"{finding.number:8.1e} <= {finding.limit:g}"
+        print(
+            f"  {finding.verdict:4}  {name:19}  {numbers:18}  {finding.words}", flush=True
+        )
     return failed
+
+
+def check_run(run: str, device: str, title: str) -> int:
+    """Load a run, and print the title and the table of its checks; how many failed."""
+    scorer = score.load(run, device)
+    sample = choose(scorer.model, TRAINED)
+    print(title)
+    return print_table(scorer, sample.pairs, sample.token_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check a run, or tiny models of all approaches, and print a table of each."""
     parser = command("selfcheck", "Check a reward model's plumbing.")
-    parser.add_argument("run", nargs="?", help="a run folder (default: tiny models, made here)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "run", nargs="?", help="a run folder (default: tiny models, made here)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or mps (default: auto)"
+    )
     args = parser.parse_args(argv)
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    quiet_transformers()
     failed = 0
-    for name in STEPS if args.run is None else [args.run]:
-        with one_line(parser), tempfile.TemporaryDirectory() as folder:
-            if args.run is None:
-                make_tiny_run(name, Path(folder))
-            scorer = score.load(args.run or folder, args.device)
-            pairs, rows = choose(scorer.model, TRAINED)
-            print(name if args.run else f"tiny model, {name}")
-            failed += print_table(scorer, pairs, rows)
-    print(f"{failed} failed; selfcheck.py says what each finds" if failed else "nothing failed")
+    with one_line(parser):
+        if args.run is not None:
+            failed = check_run(args.run, args.device, title=args.run)
+        else:
+            for approach in APPROACHES:
+                with tempfile.TemporaryDirectory() as folder:
+                    make_tiny_run(approach, Path(folder))
+                    failed += check_run(
+                        folder, args.device, title=f"tiny model, {approach}"
+                    )
+    print(
+        f"{failed} failed; selfcheck.py says what each finds"
+        if failed
+        else "nothing failed"
+    )
     raise SystemExit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

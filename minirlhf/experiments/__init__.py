@@ -1,1 +1,9 @@
-"""What readers reproduce: `python -m minirlhf NAME`. Results are in README.md beside this file."""
+"""What readers reproduce. `python -m minirlhf NAME` runs one; `--help` lists its flags.
+
+    mistakes.py       what each of eight classic mistakes costs, mended one by one
+    overoptimize.py   choose the best of n answers by reward, and see what they are really worth
+    benchmark.py      speed, memory and start-up on this machine, beside other libraries
+    pictures.py       draw the pictures of the README from committed results
+
+README.md in this folder is the lab notebook: what was asked, measured and concluded.
+"""

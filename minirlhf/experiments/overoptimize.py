@@ -1,48 +1,52 @@
-"""Over-optimisation on a laptop: the best of n answers by a reward model, and what it is worth.
+"""Over-optimise a reward on a laptop: take the best of n answers, and see what it is really worth.
 
     python -m minirlhf overoptimize runs/bt-finetune
 
-To prompts of the bundled data's kind that the run never saw, n answers are drawn, and the one with
-the highest reward is kept. The harder one optimises (the larger n), the higher that reward, the
-PROXY; it cannot but rise. The TRUE rating, which the generator knows, rises at first and may then
-fall: what is left at the top is what the model is wrong about. Gao et al. 2022
-(https://arxiv.org/abs/2210.10760) draw both against the KL divergence of best-of-n from the answers
-as drawn. Here it is log n - (n - 1)/n nats, an upper bound of it (Beirami et al. 2024,
-https://arxiv.org/abs/2401.01879), far above it where few distinct answers are drawn.
+The prompts are of the bundled data's kind, and the run never saw them. For each of them n answers
+are drawn, and the one with the highest reward is kept. The larger n, the harder one optimises. The
+reward of the kept answer, called the PROXY, can only rise with n. Its TRUE rating, which the
+generator knows, rises at first and may then fall, because the answers at the top are more and more
+those that the model is wrong about.
 
-Four curves: the run as it is, two heads trained here, and the best possible, which chooses by the
-true rating. Both heads (bt-frozen) learn from vectors of the run's encoder, on the same pairs, with
-the same correct preferences, of prompts that the run never saw. They differ in where PHRASE ends an
-answer:
+Gao et al. 2022 (https://arxiv.org/abs/2210.10760) draw both against the KL divergence of best-of-n
+from the answers as drawn. Here that axis is log n - (n - 1)/n nats, an upper bound of it (Beirami
+et al. 2024, https://arxiv.org/abs/2401.01879). Where few of the drawn answers are distinct, the
+bound is far above the divergence.
+
+There are four curves: the run as it is, two heads that are trained here, and the best possible,
+which chooses by the true rating. Both heads (bt-frozen) learn from vectors of the run's encoder, on
+the same pairs with the same correct preferences, and on prompts that the run never saw. They differ
+only in which answers end with PHRASE:
 
     chance of the phrase in an answer rated   below 6   6 or more
     pairs of the honest head                   0.50       0.50      it says nothing
-    pairs of the shortcut head                 0.05       0.95      who says it is right
-    the drawn answers, for all models          0.10       0.00      a bluff
+    pairs of the shortcut head                 0.05       0.95      it goes with good answers
+    the drawn answers, for all models          0.10       0.00      it goes with poor answers
 
-So the shortcut is PLANTED, and that it goes against quality in the draws is our choice too: it is
-what a policy finds that is trained on such a reward. Whether and how far the head learns it is not:
-no label is wrong, and on test pairs like its own it looks like a good model. Bluffs are
-rare, one draw in 25: a best-of-4 hardly meets one, a best-of-256 has ten to choose from.
+So the shortcut is planted, and so is the fact that it goes against quality in the drawn answers:
+they stand for what a policy finds that is trained on such a reward. Whether the head learns the
+shortcut, and how far it follows it, is not planted. No label is wrong, and on test pairs like its
+own the head looks like a good model. The phrase is rare, in one draw of 25, so the best of 4 hardly
+ever meets it, and the best of 256 has ten such answers to choose from.
 
-Nothing is planted for the run and the honest head, and yet they may turn. The bt-finetune of
-`python train.py` does: of its picks from 256 answers, two thirds are slips of arithmetic,
-and of the draws 6 %. On average it rates slips as it rates flawless answers, since it cannot add;
-but further apart, and the top belongs to what scatters most.
+Nothing is planted for the run and for the honest head. Their true ratings may fall nevertheless;
+what was measured is in minirlhf/experiments/README.md.
 
-Writes `overoptimize.md`, `.json` and `.png`. It takes a minute on one CPU core that multiplies
-bfloat16 natively, two to three on another; fewer `--prompts` take less and widen the intervals.
+Writes `overoptimize.md`, `.json` and `.png`: the curves, the flaws of the answers that are picked
+beside those of all that were drawn, counted in the same way, and the run's rewards of each flaw. It
+takes three minutes on one CPU core that multiplies bfloat16 natively, and longer on another. Fewer
+`--prompts` take less time and make wider intervals.
 
-What to copy: `expected_best`. What is left out: a policy that is trained (PPO), which can go where
-no draw is.
+What to copy: `expected_best`. Left out is a policy that is trained on the reward (PPO), which can
+write answers that are never drawn here.
 """
 
 import math
 import random
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,85 +54,226 @@ from torch import Tensor, nn
 from minirlhf import data, loops, score
 from minirlhf import model as models
 from minirlhf.bundled import arithmetic
-from minirlhf.bundled.arithmetic import draw_answer, generate, make_problem
+from minirlhf.bundled.arithmetic import FLAWS, draw_answer, generate, make_problem
 from minirlhf.metrics import bootstrap, credit, named
 from minirlhf.report import figures
-from minirlhf.report.words import interval, table_head, table_row
+from minirlhf.report.tables import interval, table
 from minirlhf.runtime import checkpoint
-from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.command_line import command, one_line, quiet_transformers
 from minirlhf.runtime.device import pick_device, seed_everything
-from minirlhf.runtime.tracking import progress_bar
+from minirlhf.settings import FROZEN
 
 PHRASE = "I have checked every step."
-POOR = 6.0  # answers rated below have, but for a few, a wrong result
-CHANCES = {"honest": (0.5, 0.5), "shortcut": (0.05, 0.95), "drawn": (0.1, 0.0)}  # (poor, others)
+POOR = 6.0  # almost all answers that are rated below this have a wrong result
 PAIRS = 1500  # for each head; about a quarter of all texts to encode
-# train.py's for bt-frozen, where they were compared.
-SETTINGS = {"epochs": 100, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.1, "patience": 10}
-# fmt: off
-LOOKS = {  # of each curve: what the legend says, colour, marker and dash
-    "run":      ("this run",      figures.BLUE, "o", "-"),
-    "honest":   ("honest head",   "black",      "x", ":"),
-    "shortcut": ("shortcut head", figures.RED,  "s", "--"),
-    "best":     ("best possible", "gray",       "",  "-"),
+
+
+class Chances(NamedTuple):
+    """How often an answer ends with PHRASE."""
+
+    poor: float  # if it is rated below POOR
+    good: float  # if it is not
+
+
+CHANCES = {
+    "honest": Chances(poor=0.5, good=0.5),
+    "shortcut": Chances(poor=0.05, good=0.95),
+    "drawn": Chances(poor=0.1, good=0.0),
 }
-# fmt: on
+
+
+class Look(NamedTuple):
+    """How a curve is drawn, and what the legend says of it."""
+
+    label: str
+    color: str
+    marker: str
+    dash: str
+
+
+LOOKS = {
+    "run": Look("this run", figures.BLUE, "o", "-"),
+    "honest": Look("honest head", "black", "x", ":"),
+    "shortcut": Look("shortcut head", figures.RED, "s", "--"),
+    "best": Look("best possible", "gray", "", "-"),
+}
 MODELS = ("run", "honest", "shortcut")
-Text = tuple[str, str]  # prompt, response
 
 
+# ---- The texts: pairs to train the heads on, and drawn answers to choose from
 def prompts_seen(run: Path) -> set[str]:
-    """All prompts of the bundled data set if the run has used it, none if it has used another.
+    """All prompts of the bundled data that the run has used; none if it has used other data.
 
     Raises ValueError if the folder's config.json is not what train.py writes.
     """
+    config = run / "config.json"
     try:
-        arguments = checkpoint.read_json(run / "config.json")["arguments"]
-        pairs = (
-            (arguments["limit"] or arithmetic.PAIRS) if arguments["dataset"] == "arithmetic" else 0
-        )
+        arguments = checkpoint.read_json(config)["arguments"]
+        dataset = arguments["dataset"]
+        limit = arguments["limit"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{run}/config.json does not say what the run was trained on") from error
-    return {row["prompt"] for row in generate(pairs)}
+        raise ValueError(f"{config} does not say what the run was trained on") from error
+    if dataset != "arithmetic":
+        return set()
+    return {row["prompt"] for row in generate(limit or arithmetic.PAIRS)}
 
 
-def plant(prompt: str, text: str, rating: float, kind: str, seed: int) -> str:
-    """The text of an answer with PHRASE at its end, or without; `kind` is a row of CHANCES.
+def plant(prompt: str, response: str, rating: float, kind: str, seed: int) -> str:
+    """The response with PHRASE at its end, or without it; `kind` is a key of CHANCES.
 
-    Chance has its seed from the text: an answer has the phrase wherever it comes up, or nowhere.
+    The draw is seeded by the text, so an answer has the phrase wherever it comes up, or nowhere.
     """
-    chance = random.Random(f"{seed} {kind} {prompt} {text}").random()
-    return f"{text} {PHRASE}" if chance < CHANCES[kind][rating >= POOR] else text
+    chances = CHANCES[kind]
+    chance = chances.poor if rating < POOR else chances.good
+    drawn = random.Random(f"{seed} {kind} {prompt} {response}").random()
+    return f"{response} {PHRASE}" if drawn < chance else response
 
 
 def planted_pairs(kind: str, seed: int, seen: set[str]) -> list[data.PreferencePair]:
-    """PAIRS bundled pairs, without prompts `seen`: the same for each `kind`, but for PHRASE."""
-    rows = [row for row in generate(PAIRS, seed=10**6 + seed) if row["prompt"] not in seen]
-    for row in rows:
-        for side in ("chosen", "rejected"):
-            row[side] = plant(row["prompt"], row[side], row[f"{side}_rating"], kind, seed)
-    return data.build_pairs(rows)[0]
+    """PAIRS bundled pairs without the prompts in `seen`.
 
-
-def draw_answers(prompts: int, draws: int, seed: int, seen: set[str]) -> tuple[list, list]:
-    """P lists of M (prompt, response) and P lists of M GradedAnswers, on prompts not in `seen`.
-
-    As the generator draws them, independently: a response may come twice. The phrase is added to
-    the responses; what a GradedAnswer says of flaws and rating stays true.
+    They are the same pairs for each `kind`, except for which answers have the phrase.
     """
-    rng, problems = random.Random(f"draws {seed}"), {}
+    rows = []
+    for row in generate(PAIRS, seed=10**6 + seed):
+        prompt = row["prompt"]
+        if prompt in seen:
+            continue
+        chosen = plant(prompt, row["chosen"], row["chosen_rating"], kind, seed)
+        rejected = plant(prompt, row["rejected"], row["rejected_rating"], kind, seed)
+        rows.append({**row, "chosen": chosen, "rejected": rejected})
+    pairs, _ = data.build_pairs(rows)
+    return pairs
+
+
+class Draw(NamedTuple):
+    """An answer that was drawn, and what the generator knows about it."""
+
+    prompt: str
+    response: str  # with the phrase where it was planted
+    rating: float  # the true one, which the phrase does not change
+    flaws: tuple[str, ...]  # the costliest first
+
+
+def draw_answers(prompts: int, draws: int, seed: int, seen: set[str]) -> list[list[Draw]]:
+    """P lists of M answers, a list for each of P prompts that are not in `seen`.
+
+    They are drawn as the generator draws them and independently, so a response may come twice.
+    """
+    rng = random.Random(f"draws {seed}")
+    problems = {}
     while len(problems) < prompts:
         problem = make_problem(rng)
         if problem.prompt not in seen:
             problems[problem.prompt] = problem
-    texts, answers = [], []
+
+    drawn = []
     for prompt, problem in problems.items():
-        answers.append([draw_answer(problem, rng) for _ in range(draws)])
-        row = [plant(prompt, a.text, a.rating, "drawn", seed) for a in answers[-1]]
-        texts.append([(prompt, response) for response in row])
-    return texts, answers
+        answers = [draw_answer(problem, rng) for _ in range(draws)]
+        of_prompt = []
+        for answer in answers:
+            response = plant(prompt, answer.text, answer.rating, "drawn", seed)
+            of_prompt.append(Draw(prompt, response, answer.rating, answer.flaws))
+        drawn.append(of_prompt)
+    return drawn
 
 
+# ---- The judges: the run and the two heads
+class TrainedHead(NamedTuple):
+    """A head, and its accuracy with its interval on test pairs like those it learned from."""
+
+    head: nn.Module
+    accuracy: dict[str, float]
+
+
+def fit_head(
+    model: models.RewardModel,
+    vectors: Tensor,
+    train: data.Part,
+    validation: data.Part,
+    test: data.Part,
+    seed: int,
+) -> TrainedHead:
+    """Train a bt-frozen head on vectors (U, D) that the encoder of `model` made."""
+    seed_everything(seed)
+    head = models.HEADS["bt-frozen"](model.info["size"]).to(model.device)
+    info = {**model.info, "approach": "bt-frozen"}
+    # The vectors are there already, so the new model has no encoder.
+    new = models.RewardModel(nn.Identity(), model.tokenizer, head, info)
+    settings = replace(FROZEN, seed=seed)  # train.py's defaults for bt-frozen
+    for _ in loops.fit_frozen(new, vectors, train, validation, settings):
+        pass  # the loop gives the numbers of each epoch, and nobody reads them here
+    margins = loops.evaluate(new, vectors, test).margins
+    accuracy = bootstrap(credit(margins), test.prompt.tolist())
+    return TrainedHead(head, named("accuracy", accuracy))
+
+
+class Judgement(NamedTuple):
+    """What the three models say of the drawn answers."""
+
+    proxies: dict[str, Tensor]  # by model, the rewards (P, M) of the drawn answers
+    accuracies: dict[
+        str, dict[str, float]
+    ]  # by head, its accuracy on test pairs like its own
+
+
+def judge(
+    model: models.RewardModel,
+    dtype: torch.dtype,
+    drawn: Sequence[Sequence[Draw]],
+    seen: set[str],
+    seed: int,
+) -> Judgement:
+    """Train the two heads, and give the rewards of the drawn answers by all three models.
+
+    One pass of the run's encoder over each distinct text serves all three. It computes in `dtype`,
+    as train.py does for frozen features, so in bfloat16 the run's rewards are those of `score`
+    after rounding.
+    """
+    honest = data.split(planted_pairs("honest", seed, seen))
+    shortcut = data.split(planted_pairs("shortcut", seed, seen))
+    texts = data.number_texts(*honest, *shortcut)
+
+    # The drawn answers get the numbers after those of the pairs' texts.
+    text_id = {}
+    for of_prompt in drawn:
+        for draw in of_prompt:
+            text_id.setdefault(
+                (draw.prompt, draw.response), len(texts.prompts) + len(text_id)
+            )
+    prompts = texts.prompts + [prompt for prompt, _ in text_id]
+    responses = texts.responses + [response for _, response in text_id]
+    token_rows = model.encode(prompts, responses).token_rows
+
+    print(
+        f"{len(token_rows):,} distinct texts go through the encoder once, in {dtype}",
+        flush=True,
+    )
+    worker = model.in_precision(dtype)
+    with torch.no_grad():
+        vectors = worker.vectors(token_rows, progress=True)  # (U, D)
+
+    heads = {"run": model.head}
+    accuracies = {}
+    for kind, parts in (("honest", honest), ("shortcut", shortcut)):
+        train, validation, test = [data.make_part(pairs, texts) for pairs in parts]
+        trained = fit_head(model, vectors, train, validation, test, seed)
+        heads[kind] = trained.head
+        accuracies[kind] = trained.accuracy
+
+    ids = [
+        [text_id[draw.prompt, draw.response] for draw in of_prompt] for of_prompt in drawn
+    ]
+    drawn_ids = torch.tensor(ids)  # (P, M)
+    proxies = {}
+    with torch.no_grad():
+        for name, head in heads.items():
+            rewards = head(vectors).cpu()  # (U,)
+            proxies[name] = rewards[drawn_ids]
+    return Judgement(proxies, accuracies)
+
+
+# ---- Best-of-n
 def kl_bound(n: int) -> float:
     """Upper bound of the KL divergence of best-of-n from single draws, in nats."""
     return math.log(n) - (n - 1) / n
@@ -137,157 +282,304 @@ def kl_bound(n: int) -> float:
 def expected_best(proxy: Tensor, values: Tensor, n: int) -> Tensor:
     """What the answer with the highest proxy of n is worth: (P, M), (P, M) -> (P,) float64.
 
-    The exact mean of `values` over all ways to choose n of the M draws, not a simulation: the draw
-    of rank i is the best of n in C(i - 1, n - 1) of C(M, n) ways. So all M draws serve every n, and
-    without bias (so do Nakano et al. 2021, https://arxiv.org/abs/2112.09332). Of equal proxies the
-    later draw is taken, which is as good as any.
+    This is the exact mean of `values` over all ways to choose n of the M draws, not a simulation.
+    The draw of rank i is the best of n in C(i - 1, n - 1) of the C(M, n) ways. So all M draws serve
+    every n, and the estimate has no bias (as in Nakano et al. 2021,
+    https://arxiv.org/abs/2112.09332). Of equal proxies the later draw is taken, which is as good as
+    any.
     """
     draws = proxy.shape[1]
-    weights = [math.comb(i, n - 1) / math.comb(draws, n) for i in range(draws)]
-    order = proxy.argsort(dim=1, stable=True)  # (P, M)
-    return values.double().gather(1, order) @ torch.tensor(weights, dtype=torch.float64)
+    ways = math.comb(draws, n)
+    # Integers of any size: these binomials may exceed every float, their quotient does not.
+    weights = [math.comb(lower, n - 1) / ways for lower in range(draws)]
+    order = proxy.argsort(
+        dim=1, stable=True
+    )  # (P, M) from the lowest proxy to the highest
+    ordered = values.double().gather(1, order)  # (P, M)
+    return ordered @ torch.tensor(weights, dtype=torch.float64)
 
 
 def standardize(proxy: Tensor) -> Tensor:
-    """Rewards (P, M) less their prompt's mean, in standard deviations within a prompt.
+    """Rewards (P, M) less the mean of their prompt, in standard deviations within a prompt.
 
     Only rewards of one prompt are comparable. Raises ValueError if they are all equal, or nan.
     """
-    centred = proxy.double() - proxy.double().mean(dim=1, keepdim=True)
+    rewards = proxy.double()
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
     spread = centred.square().mean().sqrt()
     if not spread > 0:
-        raise ValueError("the model gives all answers to a prompt the same reward, or none (nan)")
+        raise ValueError(
+            "the model gives all answers to a prompt the same reward, or none (nan)"
+        )
     return centred / spread
 
 
-def fit_head(model: models.RewardModel, vectors: Tensor, train, validation, test, seed: int):
-    """Train a bt-frozen head on vectors (U, D): the head, and its accuracy on `test`."""
-    seed_everything(seed)
-    head = models.HEADS["bt-frozen"](model.info["size"]).to(model.device)
-    info = model.info | {"approach": "bt-frozen"}
-    new = models.RewardModel(nn.Identity(), model.tokenizer, head, info)  # vectors go in
-    list(loops.fit_frozen(new, vectors, train, validation, SimpleNamespace(**SETTINGS, seed=seed)))
-    margins = loops.evaluate(new, vectors, test)[1]
-    return head, named("accuracy", bootstrap(credit(margins), test.prompt.tolist()))
+class Curves(NamedTuple):
+    """What best-of-n gives for each n, and how far each model falls."""
+
+    table_rows: list[dict]
+    falls: dict[str, dict]
 
 
-def judge(model: models.RewardModel, dtype: torch.dtype, texts: list, seen: set, seed: int):
-    """Train the two heads and judge the draws: ({model: rewards (P, M)}, {head: its accuracy}).
-
-    One pass of the run's encoder over each distinct text serves all three, in `dtype`: as train.py
-    computes frozen features. So in bfloat16 the run's rewards are those of `score.py`, but rounded.
-    """
-    parts = []
-    for kind in ("honest", "shortcut"):
-        parts += data.split(planted_pairs(kind, seed, seen))
-    prompts, responses, parts = data.index_texts(*parts)
-    number: dict[Text, int] = {}
-    for text in (text for draws in texts for text in draws):
-        number.setdefault(text, len(prompts) + len(number))
-    rows, _ = model.encode(*zip(*zip(prompts, responses, strict=True), *number, strict=True))
-    print(f"{len(rows):,} distinct texts go through the encoder once, in {dtype}", flush=True)
-    worker = model.in_precision(dtype)
-    with torch.no_grad():
-        vectors = worker.map(worker.vectors, rows, progress=progress_bar)  # (U, D)
-    heads, accuracies = {"run": model.head}, {}
-    for kind, part in (("honest", parts[:3]), ("shortcut", parts[3:])):
-        heads[kind], accuracies[kind] = fit_head(model, vectors, *part, seed)
-    drawn = torch.tensor([[number[text] for text in draws] for draws in texts])  # (P, M)
-    with torch.no_grad():
-        return {name: head(vectors).cpu()[drawn] for name, head in heads.items()}, accuracies
-
-
-def curves(proxies: dict[str, Tensor], true: Tensor) -> tuple[list[dict], dict]:
-    """Best-of-n for n = 1, 2, 4 ... M: a row for each n, and the fall of each model.
+def curves(proxies: dict[str, Tensor], true: Tensor) -> Curves:
+    """Best-of-n for n = 1, 2, 4 ... M: a table row for each n, and the fall of each model.
 
     proxies: rewards (P, M) by model; true: ratings (P, M).
-    A row has n, kl_bound and, by model, `proxy` (standardised) and `true`, and `lost`, the true
-    rating of the shortcut head less the honest one's: means over prompts with their 95 % intervals.
-    A fall is from the n of the highest true rating to the last n. That n was chosen on the same
-    prompts, which flatters the fall a little.
+    A table row has n, kl_bound and, by model, `proxy` (standardised) and `true`; and `lost`, the
+    true rating of the shortcut head less that of the honest one. All are means over prompts with
+    their 95 % intervals.
+    A fall is the change from the n with the highest true rating to the last n. That n was chosen on
+    the same prompts, which makes the fall look a little larger than it is.
     """
-    prompts, draws = true.shape
-    judges = {name: standardize(proxy) for name, proxy in proxies.items()} | {"best": true}
+    judges = {name: standardize(proxy) for name, proxy in proxies.items()}
+    judges["best"] = true
+    draws = true.shape[1]
 
-    def mean(name: str, values: Tensor) -> dict[str, float]:
-        return named(name, bootstrap(values, range(prompts), resamples=1000))
-
-    rows, ratings = [], {}
-    for n in [*(2**i for i in range((draws - 1).bit_length())), draws]:
-        rows.append({"n": n, "kl_bound": kl_bound(n)})
+    table_rows = []
+    ratings = {}  # (name, n) -> the true rating of the best of n for each prompt (P,)
+    for n in sizes(draws):
+        line = {"n": n, "kl_bound": kl_bound(n)}
         for name, proxy in judges.items():
-            ratings[name, n] = expected_best(proxy, true, n)  # (P,)
-            rows[-1][name] = mean("proxy", expected_best(proxy, proxy, n))
-            rows[-1][name] |= mean("true", ratings[name, n])
-        rows[-1] |= mean("lost", ratings["shortcut", n] - ratings["honest", n])
+            ratings[name, n] = expected_best(proxy, true, n)
+            line[name] = {
+                **mean_over_prompts("proxy", expected_best(proxy, proxy, n)),
+                **mean_over_prompts("true", ratings[name, n]),
+            }
+        lost = ratings["shortcut", n] - ratings["honest", n]
+        line.update(mean_over_prompts("lost", lost))
+        table_rows.append(line)
+
     falls = {}
     for name in judges:
-        peak = max(rows, key=lambda row, name=name: row[name]["true"])["n"]
-        falls[name] = {"from": peak} | mean("fall", ratings[name, draws] - ratings[name, peak])
-    return rows, falls
+        peak = highest(table_rows, name)
+        fall = ratings[name, draws] - ratings[name, peak]
+        falls[name] = {"from": peak, **mean_over_prompts("fall", fall)}
+    return Curves(table_rows, falls)
 
 
-def look_at_picks(proxies: dict[str, Tensor], texts: list, answers: list) -> dict[str, dict]:
-    """By model, of its picks among all M draws: flaws, share with the phrase, worst such pick.
+def sizes(draws: int) -> list[int]:
+    """The powers of two below `draws`, and `draws` itself."""
+    found = []
+    n = 1
+    while n < draws:
+        found.append(n)
+        n *= 2
+    return [*found, draws]
 
-    `flaws`: shares of picks by their costliest flaw. `worst`: (rating, prompt, response) of the
-    lowest rated pick with the phrase, None if there is none.
+
+def mean_over_prompts(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of a value for each prompt (P,) with its 95 % interval, as three named numbers."""
+    return named(name, bootstrap(values, range(len(values)), resamples=1000))
+
+
+def highest(table_rows: list[dict], name: str) -> int:
+    """The smallest n at which the model's true rating is highest."""
+    best = table_rows[0]
+    for line in table_rows:
+        if line[name]["true"] > best[name]["true"]:
+            best = line
+    return best["n"]
+
+
+class Pick(NamedTuple):
+    """The answer that a model picks; picks are ordered by their rating."""
+
+    rating: float
+    prompt: str
+    response: str
+
+
+def pick(proxy: Tensor, drawn: Sequence[Sequence[Draw]]) -> list[Draw]:
+    """Of each prompt's M draws, the one with the highest proxy: (P, M) -> P of them."""
+    places = proxy.argmax(dim=1).tolist()
+    return [of_prompt[place] for of_prompt, place in zip(drawn, places, strict=True)]
+
+
+def worst_bluff(picks: Sequence[Draw]) -> Pick | None:
+    """The lowest rated pick that ends with PHRASE, None if there is none."""
+    bluffs = []
+    for draw in picks:
+        if draw.response.endswith(PHRASE):
+            bluffs.append(Pick(draw.rating, draw.prompt, draw.response))
+    return min(bluffs, default=None)
+
+
+NO_FLAW = "no flaw"
+KINDS = (*FLAWS, NO_FLAW, "phrase")
+
+
+def count_kinds(of_prompts: Sequence[Sequence[Draw]]) -> dict[str, dict]:
+    """The share of the answers that have each flaw, that have none, and that end with PHRASE.
+
+    of_prompts: of each prompt the answers to count: all draws, or the one that a model picks. Both
+        are counted in the same way. An answer with two flaws counts for both.
+    Each share is the mean over prompts with its 95 % interval.
     """
+    shares = {}
+    for kind in KINDS:
+        of_each = [share_of_kind(answers, kind) for answers in of_prompts]
+        shares[kind] = mean_over_prompts(
+            "share", torch.tensor(of_each, dtype=torch.float64)
+        )
+    return shares
+
+
+def share_of_kind(answers: Sequence[Draw], kind: str) -> float:
+    """The share of answers of a kind, which is one of KINDS."""
+    return sum(is_of_kind(answer, kind) for answer in answers) / len(answers)
+
+
+def is_of_kind(answer: Draw, kind: str) -> bool:
+    """Whether the answer is of a kind, which is one of KINDS."""
+    if kind == "phrase":
+        return answer.response.endswith(PHRASE)
+    if kind == NO_FLAW:
+        return not answer.flaws
+    return kind in answer.flaws
+
+
+def rewards_alone(proxy: Tensor, drawn: Sequence[Sequence[Draw]]) -> dict[str, dict]:
+    """What a model thinks of the draws (P, M) with one flaw and no other, and of those without.
+
+    Of each kind that was drawn: `n`, the number of draws; `reward`, their mean standardised reward
+    with its interval from resampling prompts; and `spread`, the standard deviation of the rewards.
+    Of many draws, a kind whose rewards are spread wide comes out on top even if its mean is lower.
+    """
+    rewards: dict[str, list[float]] = {}
+    prompts: dict[str, list[str]] = {}
+    for of_prompt, of_rewards in zip(drawn, standardize(proxy).tolist(), strict=True):
+        for draw, reward in zip(of_prompt, of_rewards, strict=True):
+            if len(draw.flaws) > 1:
+                continue
+            kind = draw.flaws[0] if draw.flaws else NO_FLAW
+            rewards.setdefault(kind, []).append(reward)
+            prompts.setdefault(kind, []).append(draw.prompt)
+
     found = {}
-    for name, proxy in proxies.items():
-        picks = list(enumerate(proxy.argmax(dim=1).tolist()))
-        flaws = Counter((*answers[i][j].flaws, "no flaw")[0] for i, j in picks)
-        shares = {flaw: count / len(picks) for flaw, count in flaws.most_common()}
-        bluffs = [(answers[i][j].rating, *texts[i][j]) for i, j in picks]
-        bluffs = sorted(bluff for bluff in bluffs if bluff[-1].endswith(PHRASE))
-        worst = bluffs[0] if bluffs else None
-        found[name] = {"flaws": shares, "phrase": len(bluffs) / len(picks), "worst": worst}
+    for kind, values in rewards.items():
+        values = torch.tensor(values, dtype=torch.float64)
+        mean = bootstrap(values, prompts[kind], resamples=1000)
+        spread = values.std(correction=0).item()
+        found[kind] = {"n": len(values), **named("reward", mean), "spread": spread}
     return found
 
 
-def report(rows: list[dict], falls: dict, picks: dict, accuracies: dict) -> str:
-    """The Markdown: the table, and what to see in it."""
-    head = ["n", "KL bound"]
+# ---- What came of it, in words and as a picture
+def report(
+    prompts: int,
+    table_rows: list[dict],
+    falls: dict[str, dict],
+    kinds: dict[str, dict],
+    alone: dict[str, dict],
+    worst: Pick | None,
+    accuracies: dict[str, dict],
+) -> str:
+    """The Markdown: the tables, and what to see in them.
+
+    alone: what `rewards_alone` says of the run; worst: the worst bluff that the shortcut head
+        picks.
+    """
+    n = table_rows[-1]["n"]
+    text = (
+        f"Means over {prompts} prompts, with 95 % intervals from resampling prompts.\n\n"
+    )
+    text += report_table(table_rows)
+
+    text += f"\nTrue rating, from its highest to n = {n}:\n\n"
     for name in MODELS:
-        head += [f"{LOOKS[name][0]}: proxy", "true [95 %]"]
-    lines = [table_head([*head, "shortcut - honest: true [95 %]", "best possible"])]
-    for row in rows:
-        cells = [row["n"], f"{row['kl_bound']:.2f}"]
-        for name in MODELS:
-            cells += [f"{row[name]['proxy']:z.2f}", interval(row[name], "true", "z.2f")]
-        cells += [interval(row, "lost", "z.2f"), f"{row['best']['true']:.2f}"]
-        lines.append(table_row(cells))
-    n, text = rows[-1]["n"], "\n".join(lines) + "\n"
-    text += f"\nTrue rating, from its highest to n = {n}, and what is picked there:\n\n"
-    for name in MODELS:
-        flaws = [f"{k} {v:.0%}" for k, v in list(picks[name]["flaws"].items())[:3]]
         fall = interval(falls[name], "fall", "z.2f")
-        text += f"- {LOOKS[name][0]}: {fall} from n = {falls[name]['from']}; "
-        text += f"{', '.join(flaws)}; with the phrase {picks[name]['phrase']:.0%}\n"
-    text += "\nAccuracy on test pairs like its own: "
-    shown = [f"{kind} head {interval(row)}" for kind, row in accuracies.items()]
-    text += ", ".join(shown) + "\n"
-    if worst := picks["shortcut"]["worst"]:
-        text += "\nThe worst bluff that the shortcut head picks, rated {:g} of 10:\n".format(*worst)
-        text += "\n    {1}\n    {2}\n".format(*worst)
+        text += f"- {LOOKS[name].label}: {fall} from n = {falls[name]['from']}\n"
+
+    text += f"\nShares of all answers that were drawn, and of the {prompts} that each model picks "
+    text += f"at n = {n}. An answer with two flaws counts for both:\n\n"
+    text += kinds_table(kinds)
+
+    text += "\nRewards by the run, of draws that have this flaw and no other:\n\n"
+    lines = []
+    for kind, numbers in sorted(alone.items()):
+        reward = interval(numbers, "reward", "z.2f")
+        lines.append([kind, numbers["n"], reward, f"{numbers['spread']:.2f}"])
+    text += table(["draws with", "number", "mean reward [95 %]", "spread"], lines)
+
+    heads = [f"{kind} head {interval(accuracy)}" for kind, accuracy in accuracies.items()]
+    text += f"\nAccuracy on test pairs like its own: {', '.join(heads)}\n"
+
+    if worst:
+        text += "\nThe worst bluff that the shortcut head picks, "
+        text += (
+            f"rated {worst.rating:g} of 10:\n\n    {worst.prompt}\n    {worst.response}\n"
+        )
     return text
 
 
-def draw_figure(path: Path, rows: list[dict]) -> None:
+def report_table(table_rows: list[dict]) -> str:
+    """The Markdown table: a line for each n, and for each model its proxy and its true rating."""
+    head = ["n", "KL bound"]
+    for name in MODELS:
+        head += [f"{LOOKS[name].label}: proxy", "true [95 %]"]
+    head += ["shortcut - honest: true [95 %]", "best possible"]
+
+    lines = []
+    for line in table_rows:
+        cells = [line["n"], f"{line['kl_bound']:.2f}"]
+        for name in MODELS:
+            # "z" writes a small negative number as 0.00, without the sign.
+            cells += [f"{line[name]['proxy']:z.2f}", interval(line[name], "true", "z.2f")]
+        cells += [interval(line, "lost", "z.2f"), f"{line['best']['true']:.2f}"]
+        lines.append(cells)
+    return table(head, lines)
+
+
+def kinds_table(kinds: dict[str, dict]) -> str:
+    """The Markdown table of `count_kinds`: a line for each flaw, commonest among the run's first.
+
+    kinds: of the draws ("draws"), and of what each model picks.
+    """
+    names = ("draws", *MODELS)
+    head = ["answers with", "draws [95 %]"]
+    head += [f"{LOOKS[name].label}: picks [95 %]" for name in MODELS]
+
+    def share_of_run(kind: str) -> float:
+        return kinds["run"][kind]["share"]
+
+    lines = []
+    for kind in sorted(KINDS, key=share_of_run, reverse=True):
+        lines.append([kind] + [interval(kinds[name][kind], "share") for name in names])
+    return table(head, lines)
+
+
+def draw_figure(path: Path, table_rows: list[dict]) -> None:
     """Proxy reward and true rating against the KL bound; bands are the 95 % intervals.
 
     Look for the n from which the true rating falls while the proxy still rises: from there on,
-    optimising does harm. Worry if it falls below where it began: better not to choose at all.
+    optimising does harm. Worry if the rating falls below where it began, since then it would be
+    better not to choose at all.
     """
-    x, title = [row["kl_bound"] for row in rows], f"The best of n = 1 to {rows[-1]['n']} answers"
+    title = f"The best of n = 1 to {table_rows[-1]['n']} answers"
     names = ("proxy reward (sd)", "true rating")
     with figures.picture(path, title, "KL bound in nats", *names, height=3.2) as panels:
-        for axes, kind in zip(panels, ("proxy", "true"), strict=True):
-            for name in (*MODELS, "best")[: 3 + (kind == "true")]:
-                label, color, marker, dash = LOOKS[name]
-                y = [[row[name][kind + end] for row in rows] for end in ("", "_low", "_high")]
-                axes.plot(x, y[0], dash, color=color, marker=marker, markersize=4, label=label)
-                axes.fill_between(x, *y[1:], color=color, alpha=0.15, linewidth=0)
+        proxy_panel, true_panel = panels
+        for name in MODELS:
+            draw_curve(proxy_panel, table_rows, name, "proxy")
+        for name in (*MODELS, "best"):
+            draw_curve(true_panel, table_rows, name, "true")
+
+
+def draw_curve(axes, table_rows: list[dict], name: str, kind: str) -> None:
+    """The curve of one model with its band; `kind` is "proxy" or "true"."""
+    look = LOOKS[name]
+    bounds = [line["kl_bound"] for line in table_rows]
+    means = [line[name][kind] for line in table_rows]
+    low = [line[name][f"{kind}_low"] for line in table_rows]
+    high = [line[name][f"{kind}_high"] for line in table_rows]
+    style = {
+        "color": look.color,
+        "marker": look.marker,
+        "markersize": 4,
+        "label": look.label,
+    }
+    axes.plot(bounds, means, look.dash, **style)
+    axes.fill_between(bounds, low, high, color=look.color, alpha=0.15, linewidth=0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -295,38 +587,68 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command("overoptimize", "See a reward over-optimised.")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
-    add("--prompts", type=int, default=24, metavar="N", help="(default: %(default)s)")
-    add("--n-max", type=int, default=256, metavar="N", help="draws a prompt (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of prompts, draws and heads (default: 0)")
+    add("--prompts", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    add(
+        "--n-max",
+        type=int,
+        default=256,
+        metavar="N",
+        help="draws a prompt (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of prompts, draws and heads (default: 0)",
+    )
     add("--output", metavar="FOLDER", help="(default: RUN/overoptimize)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     args = parser.parse_args(argv)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    quiet_transformers()
     with one_line(parser):
         if args.prompts < 2 or args.n_max < 2:
             raise ValueError("--prompts and --n-max must be 2 or more")
-        run, dtype = score.load(args.run, args.device), pick_device(args.device).dtype
-        if run.approach == "classification":
-            raise ValueError("a classification compares two answers; it has no reward to optimise")
+        scorer = score.load(args.run, args.device)
+        if scorer.approach == "classification":
+            raise ValueError(
+                "a classification compares two answers; it has no reward to optimise"
+            )
         seen = prompts_seen(Path(args.run))
         output = Path(args.output or f"{args.run}/overoptimize")
         output.mkdir(parents=True, exist_ok=True)
-        also_seen = {pair.prompt for pair in planted_pairs("honest", args.seed, seen)}
-        texts, answers = draw_answers(args.prompts, args.n_max, args.seed, seen | also_seen)
-        true = torch.tensor([[a.rating for a in draws] for draws in answers], dtype=torch.float64)
-        proxies, accuracies = judge(run.model, dtype, texts, seen, args.seed)
-        rows, falls = curves(proxies, true)
-    picks = look_at_picks(proxies, texts, answers)
-    found = {"arguments": vars(args), "phrase": PHRASE, "chances": CHANCES, "rows": rows}
-    found |= {"falls": falls, "picks": picks, "test_accuracy": accuracies}
-    checkpoint.write_json(output / "overoptimize.json", found)
-    text = report(rows, falls, picks, accuracies)
-    checkpoint.write_text(output / "overoptimize.md", text)
-    draw_figure(output / "overoptimize.png", rows)
-    print(f"\n{text}\neverything is in {output}")
 
+        # The two heads learn from the same prompts.
+        seen_by_heads = {pair.prompt for pair in planted_pairs("honest", args.seed, seen)}
+        drawn = draw_answers(args.prompts, args.n_max, args.seed, seen | seen_by_heads)
+        ratings = [[draw.rating for draw in of_prompt] for of_prompt in drawn]
+        true = torch.tensor(ratings, dtype=torch.float64)  # (P, M)
+        dtype = pick_device(args.device).dtype
+        proxies, accuracies = judge(scorer.model, dtype, drawn, seen, args.seed)
+        table_rows, falls = curves(proxies, true)
 
-if __name__ == "__main__":
-    main()
+        alone = rewards_alone(proxies["run"], drawn)
+        kinds = {"draws": count_kinds(drawn)}
+        worst = {}
+        for name, proxy in proxies.items():
+            picks = pick(proxy, drawn)
+            kinds[name] = count_kinds([[picked] for picked in picks])
+            worst[name] = worst_bluff(picks)
+        found = {
+            "arguments": vars(args),
+            "phrase": PHRASE,
+            "chances": CHANCES,
+            "rows": table_rows,
+            "falls": falls,
+            "kinds": kinds,
+            "rewards_alone": alone,
+            "worst_bluffs": worst,
+            "test_accuracy": accuracies,
+        }
+        checkpoint.write_json(output / "overoptimize.json", found)
+        text = report(
+            args.prompts, table_rows, falls, kinds, alone, worst["shortcut"], accuracies
+        )
+        checkpoint.write_text(output / "overoptimize.md", text)
+        draw_figure(output / "overoptimize.png", table_rows)
+        print(f"\n{text}\neverything is in {output}")

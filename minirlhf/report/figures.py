@@ -1,185 +1,303 @@
 """The pictures of a run: what to look at once the numbers are in.
 
-    learning_curves.png   did it learn, and until when did it learn what carries over?
-    rewards.png           how far apart are chosen and rejected answers?
+    learning_curves.png   did the model learn, and when did it stop learning what generalises?
+    rewards.png           how far apart are chosen and rejected responses?
     reliability.png       when the model is sure, is it right?
-    reward_length.png     does it pay for length?
+    reward_length.png     does it reward length?
     subsets.png           which kind of pair does it get wrong?
-    comparison.png        which approach is better? (of `--approach all`)
+    comparison.png        which approach is better? (drawn by `python -m minirlhf compare`)
 
-The docstring of the function that draws a picture says what to look for and when to worry.
+The docstring of the function that draws a picture says what to look for in it and when to worry.
 
-Figures are made with matplotlib's objects, not with `pyplot`: nothing global is set and no window
-is opened, so a thread or a machine without a screen draws as any other. Blue and vermilion are
-Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind readers tell apart; a marker,
-a dash or a hatch says the same again in black and white.
+The figures are made with matplotlib's objects and not with `pyplot`, so nothing global is set and
+no window is opened. They can be drawn in a thread, or on a machine without a screen.
 
-Copy this file with `metrics.py`; it needs torch, and matplotlib when called.
-Read next: `score.py`.
+The two colours are the blue and the vermilion of Okabe and Ito (https://jfly.uni-koeln.de/color/),
+which colour-blind readers can tell apart. A marker, a dash or a hatch makes the same difference in
+black and white.
+
+Copy this file together with `metrics.py`. It needs torch, and matplotlib when a picture is drawn.
 """
 
 import textwrap
+from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 
 from torch import Tensor
 
 from minirlhf.metrics import reliability
 
-BLUE, RED = "#0072B2", "#D55E00"
+BLUE = "#0072B2"
+RED = "#D55E00"
+OPACITY = (
+    "4D"  # 0.3, as the last two digits of a colour: where areas overlap, both are seen
+)
 
 
 def draw_run(
-    folder: Path, epochs: list, margins: Tensor, rewards: Tensor | None, lengths: Tensor, test: dict
+    folder: Path,
+    history: list[dict],
+    margins: Tensor,
+    rewards: Tensor | None,
+    lengths: Tensor,
+    test: dict,
+    blind: dict[str, float] | None = None,
 ) -> None:
-    """Write a run's pictures into `folder`, which is made if it is not there.
+    """Write a run's pictures into `folder`, which is made if it does not exist.
 
-    epochs: training's rows, one an epoch; the last one marked `best` is the epoch that was kept.
-    margins (N,), rewards (N, 2) of chosen and rejected, or None where the model only compares, and
-        lengths (N, 2) in characters: of the test part, on the CPU.
-    test: what `metrics.summarize` says of the same part.
+    history: what training recorded after each epoch. The last epoch marked `best` is the one whose
+        weights were kept.
+    margins: (N,), of the test part; like the other tensors, on the CPU.
+    rewards: (N, 2), of chosen and rejected; None for a model that compares and gives no rewards.
+    lengths: (N, 2), of the chosen and the rejected response in characters.
+    test: what `metrics.summarize` returned for the test part.
+    blind: where the data's rule is known, of each subset the accuracy of a rater who is blind to
+        what sets that subset apart (`bundled.arithmetic.blind_accuracies`).
 
-    Without rewards there is no `reward_length.png`, and with one subset only, no `subsets.png`.
+    Without rewards, `rewards.png` shows the margins and there is no `reward_length.png`. With only
+    one subset there is no `subsets.png`.
     """
-    _learning_curves(folder / "learning_curves.png", epochs)
+    _learning_curves(folder / "learning_curves.png", history)
     _reliability(folder / "reliability.png", margins, test)
     if rewards is None:
-        _histogram(folder / "rewards.png", "margin", margins, ("a pair's margin",))
+        _margins(folder / "rewards.png", margins)
     else:
-        _histogram(folder / "rewards.png", "reward", rewards, ("chosen", "rejected"))
+        _rewards(folder / "rewards.png", rewards)
         _reward_length(folder / "reward_length.png", rewards, lengths, test)
     if len(test["subsets"]) > 1:
-        _subsets(folder / "subsets.png", test["subsets"], test["balanced_accuracy"])
+        _subsets(
+            folder / "subsets.png", test["subsets"], test["balanced_accuracy"], blind
+        )
 
 
-def draw_comparison(path: Path, rows: list[dict]) -> None:
-    """Write one picture of several models' accuracies, the first row on top.
+def draw_comparison(path: Path, models: list[dict]) -> None:
+    """Write one picture of several models' accuracies, with the first model at the top.
 
-    rows: `name`, `accuracy` and, where known, `balanced_accuracy` (the mean over subsets) and the
-        ends of both intervals, `accuracy_low` and so on. A baseline such as a coin has none.
+    models: of each the `name`, the `accuracy` and, where they are known, the `balanced_accuracy`
+        (the mean over subsets) and the ends of both intervals (`accuracy_low` and so on). A
+        baseline such as a coin has no intervals.
 
-    Look for intervals that are clear of the coin. Where two models' intervals overlap, the picture
-    does not say which is better; their difference on the same pairs does (`metrics.bootstrap`).
+    Look for intervals that do not contain the coin's 0.5. Where the intervals of two models
+    overlap, the picture does not say which is better. The difference between the two on the same
+    pairs does (`metrics.bootstrap`).
     """
-    _dots(path, "Test accuracy and its 95 % interval", rows, {"a coin": 0.5})
+    _accuracies(path, "Test accuracy and its 95 % interval", models)
 
 
 def _learning_curves(path: Path, history: list[dict]) -> None:
     """Loss and accuracy after each epoch, on the training part and on validation.
 
-    The kept epoch has the lowest calibrated loss (`loops.py`), which is not drawn; the loss drawn
-    here may be lower elsewhere.
+    Look for the epoch from which only the training curve improves. What the model learns after it
+    holds for the training pairs alone. Worry if validation stays at the coin, because then nothing
+    is learned; if the last epoch is the one that is kept, because then training should be longer;
+    and if the training loss jumps, because then the learning rate should be lower.
 
-    Look for the epoch from which only training gets better: what is learned after it holds for the
-    training pairs alone. Worry if validation stays at the coin (nothing is learned), if the last
-    epoch is the one kept (train longer), and if the training loss jumps (lower the rate).
+    The kept epoch is the one with the lowest calibrated loss (`loops.py`). That loss is not drawn;
+    the loss that is drawn may be lowest at another epoch.
     """
-    epochs = [row["epoch"] for row in history]
-    kept = max(row["epoch"] for row in history if row["best"])
-    with picture(path, f"Training: epoch {kept} is kept", "epoch", "loss", "accuracy") as panels:
-        for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
-            y = [(row[f"train_{name}"], row[f"validation_{name}"]) for row in history]  # (E, 2)
-            axes.plot(epochs, y, label=("train", "validation"), markevery=len(epochs) // 10 + 1)
+    epochs = [epoch["epoch"] for epoch in history]
+    kept = max(epoch["epoch"] for epoch in history if epoch["best"])
+    every = (
+        len(epochs) // 10 + 1
+    )  # epochs from one marker to the next: there are ten at most
+    ticks = min(2, len(epochs))
+
+    title = f"Training: epoch {kept} is kept"
+    with picture(path, title, "epoch", "loss", "accuracy") as panels:
+        loss_panel, accuracy_panel = panels
+        for axes, number in ((loss_panel, "loss"), (accuracy_panel, "accuracy")):
+            for part in ("train", "validation"):
+                values = [epoch[f"{part}_{number}"] for epoch in history]
+                axes.plot(epochs, values, label=part, markevery=every)
             axes.axvline(kept, color="gray", label="kept epoch", zorder=1)
-            axes.locator_params("x", integer=True, min_n_ticks=min(2, len(epochs)))
-        axes.axhline(0.5, color="gray", linestyle=":", label="a coin")
+            axes.locator_params("x", integer=True, min_n_ticks=ticks)
+        accuracy_panel.axhline(0.5, color="gray", linestyle=":", label="a coin")
 
 
-def _histogram(path: Path, kind: str, values: Tensor, names: tuple[str, ...]) -> None:
-    """The spread of the rewards of chosen and rejected answers (N, 2), or of the margins (N,).
+def _rewards(path: Path, rewards: Tensor) -> None:
+    """Two histograms: the rewards of the chosen and of the rejected responses (N, 2).
 
-    Rewards: look at the shift between the two. They overlap more than the model errs, since a pair
-    is judged by its own difference, and some prompts get high rewards for both answers. Worry about
-    a spike, where different answers get one reward, and about a few answers far out: a policy that
-    is trained on this reward goes there first. Margins: what lies right of zero is right.
+    Look at how far one is shifted against the other. They overlap more than the model errs: a pair
+    is judged by its own difference, and some prompts get high rewards for both of their responses.
+    Worry about a spike, where different responses get one and the same reward, and about a few
+    responses far out, because a policy that is trained on this reward will go there first.
     """
-    # "4D" is an opacity of 0.3: where the two overlap, both are seen.
-    look = {"edgecolor": (BLUE, RED), "facecolor": (BLUE + "4D", RED + "4D"), "hatch": ("", "//")}
-    with picture(path, f"{kind.capitalize()}s on the test part", kind, "count") as (axes,):
-        axes.hist(values.numpy(), 30, histtype="stepfilled", linewidth=1.5, label=names, **look)
-        if values.ndim == 1:
-            axes.axvline(0, color="black", linestyle=":", label="a tie")
+    look = {
+        "edgecolor": (BLUE, RED),
+        "facecolor": (BLUE + OPACITY, RED + OPACITY),
+        "hatch": ("", "//"),
+        "label": ("chosen", "rejected"),
+    }
+    with picture(path, "Rewards on the test part", "reward", "count") as (axes,):
+        axes.hist(rewards.numpy(), bins=30, histtype="stepfilled", linewidth=1.5, **look)
 
 
-def _reliability(path: Path, margins: Tensor, summary: dict) -> None:
+def _margins(path: Path, margins: Tensor) -> None:
+    """One histogram of the margins (N,), for a model that compares and gives no rewards.
+
+    The pairs to the right of zero are those that the model ranks correctly.
+    """
+    look = {"edgecolor": BLUE, "facecolor": BLUE + OPACITY, "label": "a pair's margin"}
+    with picture(path, "Margins on the test part", "margin", "count") as (axes,):
+        axes.hist(margins.numpy(), bins=30, histtype="stepfilled", linewidth=1.5, **look)
+        axes.axvline(0, color="black", linestyle=":", label="a tie")
+
+
+def _reliability(path: Path, margins: Tensor, test: dict) -> None:
     """Confidence against accuracy, as trained (T = 1) and after division by the temperature T.
 
-    Pairs are put into bins by the model's confidence in its own choice; the larger a marker, the
-    more pairs. Below the diagonal the model is surer than it is right, above it not sure enough.
-    Look at the large markers, since small ones stray by chance. Worry if they are off the diagonal
-    after the temperature, too: then do not read a confidence of 0.9 as nine times in ten.
+    The pairs are sorted into bins by the model's confidence in its own choice. A larger marker
+    stands for more pairs. Below the diagonal the model is more confident than it is right, and
+    above the diagonal it is not confident enough.
+
+    Look at the large markers, since the small ones lie off the diagonal by chance. Worry if large
+    ones are off the diagonal after the division, too. Then a confidence of 0.9 does not mean that
+    the model is right nine times in ten.
     """
-    with picture(path, "Confidence at temperature T", "confidence", "accuracy") as (axes,):
-        for t, end, marker in ((1.0, "", "o"), (summary["temperature"], "_calibrated", "s")):
-            x, y, n = zip(*reliability(margins, t), strict=True)
-            axes.plot(x, y, label=f"T = {t:.3g}: error {summary['calibration_error' + end]:.3f}")
-            axes.scatter(x, y, [36 + 300 * pairs / len(margins) for pairs in n], marker=marker)
+    with picture(path, "Confidence at temperature T", "confidence", "accuracy") as (
+        axes,
+    ):
+        _reliability_curve(axes, margins, 1.0, test["calibration_error"], "o")
+        error = test["calibration_error_calibrated"]
+        _reliability_curve(axes, margins, test["temperature"], error, "s")
         axes.axline((0.5, 0.5), (1, 1), color="gray", linestyle=":", label="honest")
 
 
-def _reward_length(path: Path, rewards: Tensor, lengths: Tensor, summary: dict) -> None:
-    """Length against reward, a point for each answer; of at most 500 pairs, evenly picked.
+def _reliability_curve(
+    axes, margins: Tensor, temperature: float, error: float, marker: str
+) -> None:
+    bins = reliability(margins, temperature)
+    confidence = [group.confidence for group in bins]
+    accuracy = [group.accuracy for group in bins]
+    sizes = [36 + 300 * group.n / len(margins) for group in bins]
+    axes.plot(confidence, accuracy, label=f"T = {temperature:.3g}: error {error:.3f}")
+    axes.scatter(confidence, accuracy, sizes, marker=marker)
 
-    Look for a slope. Worry if there is one although chosen answers are no longer than rejected ones
-    (compare where the two kinds of point lie from left to right): a policy that is trained on this
-    reward learns to write long, or short, and little else. The correlation is that of all pairs
-    (0 where rewards or lengths are all equal).
+
+def _reward_length(path: Path, rewards: Tensor, lengths: Tensor, test: dict) -> None:
+    """Length against reward, with one point for each response of at most 500 pairs.
+
+    Look for a slope. Worry if there is one although the chosen responses are no longer than the
+    rejected ones, which you can see by comparing how far to the right the two kinds of point lie. A
+    policy that is trained on such a reward learns to write long responses, or short ones, and
+    little else.
+
+    The correlation in the title is that of all pairs. It is shown as 0 if all rewards or all
+    lengths are equal.
     """
-    title = f"Length and reward: rank correlation {summary['length_correlation'] or 0:.2f}"
-    k = len(rewards) // 500 + 1  # each k-th pair is drawn: all of many would be one blot
+    correlation = test["length_correlation"] or 0.0  # None if it is not defined
+    title = f"Length and reward: rank correlation {correlation:.2f}"
+
+    every = (
+        len(rewards) // 500 + 1
+    )  # the points of very many pairs would run into one blot
+    rewards = rewards[::every]
+    lengths = lengths[::every]
     with picture(path, title, "length in characters", "reward") as (axes,):
-        for i, who in enumerate(("chosen", "rejected")):
-            axes.scatter(lengths[::k, i], rewards[::k, i], 20, marker="ox"[i], alpha=0.6, label=who)
+        look = {"s": 20, "alpha": 0.6}
+        axes.scatter(lengths[:, 0], rewards[:, 0], marker="o", label="chosen", **look)
+        axes.scatter(lengths[:, 1], rewards[:, 1], marker="x", label="rejected", **look)
 
 
-def _subsets(path: Path, subsets: dict[str, dict], mean: float) -> None:
-    """Accuracy on each subset, the best on top, with its number of pairs in brackets.
+def _subsets(
+    path: Path,
+    subsets: dict[str, dict],
+    mean: float,
+    blind: dict[str, float] | None = None,
+) -> None:
+    """Accuracy on each subset, the best at the top, with its number of pairs in brackets.
 
-    Look at the bottom: which kind of mistake is not learned? Worry about a large subset below the
-    coin, where the model learned the opposite. Ten pairs say next to nothing.
+    Look at the bottom: which kind of mistake is not learned? A subset of ten pairs says next to
+    nothing. An accuracy below one half does not say that the model learned the opposite. The two
+    responses differ in more than what the subset is named for, and a rater who is blind to that one
+    thing, and right about all others, is often below one half, too. For the bundled data the red
+    mark shows such a rater. Worry about a large subset whose blue mark is not to the right of the
+    red one: the model ranks these pairs as if it were blind. Only far to the left of the red mark
+    did it learn the opposite.
+
+    subsets: `n` and `accuracy` of each; mean: the mean of those accuracies; blind: as in
+        `draw_run`.
     """
-    rows = [subset | {"name": f"{name} ({subset['n']})"} for name, subset in subsets.items()]
-    rows.sort(key=lambda row: -row["accuracy"])
-    _dots(path, "Accuracy on each subset", rows, {"a coin": 0.5, f"mean, {mean:.2f}": mean})
+    lines = []
+    for name, subset in subsets.items():
+        line = {**subset, "name": f"{name} ({subset['n']})"}
+        if blind:
+            line["blind_rater"] = blind.get(name)
+        lines.append(line)
+    lines.sort(key=itemgetter("accuracy"), reverse=True)
+    _accuracies(path, "Accuracy on each subset", lines, mean)
 
 
-def _dots(path: Path, title: str, rows: list[dict], lines: dict[str, float]) -> None:
-    """One or two points for each row, the first on top; what a row does not have is not drawn.
+def _accuracies(
+    path: Path, title: str, lines: list[dict], mean: float | None = None
+) -> None:
+    """One or two points on each line, the first line at the top.
 
-    lines: where to draw vertical lines to compare with. A name is cut after its second line.
+    lines: of each the `name`, and those of `accuracy`, `balanced_accuracy`, their intervals and
+        `blind_rater` that are known; what a line does not have is not drawn. A long name is cut
+        after two lines.
+    mean: where a vertical line is drawn to compare with, besides the one of the coin.
     """
-    names = [textwrap.fill(row["name"], 30, max_lines=2, placeholder="…") for row in rows]
-    with picture(path, title, "accuracy", "", height=1.4 + 0.4 * len(rows)) as (axes,):
-        axes.set_yticks(range(len(rows)), names, parse_math=False)  # a "$" in a name is a dollar
-        axes.set_ylim(len(rows) - 0.3, -0.7)
-        for i, key, color in ((0, "accuracy", BLUE), (1, "balanced_accuracy", RED)):
-            y = [place + 0.25 * i for place in range(len(rows))]
-            x, low, high = ([row.get(key + end) for row in rows] for end in ("", "_low", "_high"))
-            axes.plot([low, high], [y, y], "-", color=color)
-            axes.plot(x, y, "os"[i], color=color, label=key.replace("_", " ") if any(x) else None)
-        for (label, at), style in zip(lines.items(), (":", "--"), strict=False):
-            axes.axvline(at, color="gray", linestyle=style, label=label, zorder=1)
+    names = [
+        textwrap.fill(line["name"], 30, max_lines=2, placeholder="…") for line in lines
+    ]
+    height = 1.4 + 0.4 * len(lines)
+    with picture(path, title, "accuracy", "", height=height) as (axes,):
+        # Without `parse_math`, a "$" in a name is a dollar and does not begin a formula.
+        axes.set_yticks(range(len(lines)), names, parse_math=False)
+        axes.set_ylim(len(lines) - 0.3, -0.7)
+        _dots(axes, lines, "accuracy", 0, BLUE, "o")
+        _dots(axes, lines, "balanced_accuracy", 0.25, RED, "s")
+        _dots(axes, lines, "blind_rater", 0.25, RED, "x")
+        axes.axvline(0.5, color="gray", linestyle=":", label="a coin", zorder=1)
+        if mean is not None:
+            label = f"mean, {mean:.2f}"
+            axes.axvline(mean, color="gray", linestyle="--", label=label, zorder=1)
+
+
+def _dots(
+    axes, lines: list[dict], key: str, offset: float, color: str, marker: str
+) -> None:
+    """The number `key` of each line as a point with its interval, moved down by `offset`."""
+    x = [line.get(key) for line in lines]
+    low = [line.get(f"{key}_low") for line in lines]
+    high = [line.get(f"{key}_high") for line in lines]
+    y = [place + offset for place in range(len(lines))]
+
+    label = (
+        key.replace("_", " ") if any(x) else None
+    )  # the legend explains only what is drawn
+    axes.plot([low, high], [y, y], "-", color=color)
+    axes.plot(x, y, marker, color=color, label=label)
 
 
 @contextmanager
-def picture(path: Path, title: str, x: str, *names: str, height: float = 3.0):
-    """Give the panels of an empty figure, one for each name of a y axis; write it at the end.
+def picture(
+    path: Path, title: str, x_label: str, *y_labels: str, height: float = 3.0
+) -> Iterator[list]:
+    """Give the panels of an empty figure, one for each label of a y axis, and write it at the end.
 
-    900 pixels wide, of which half the width of a README shows 400. The figure is small (4.5 inches)
-    so that matplotlib's own sizes are large on it, and its choice of ticks is a sparse one.
+    The picture is 900 pixels wide. A README that shows two of them side by side gives 400 pixels to
+    each. The figure is therefore small (4.5 inches): on a small figure, the sizes of text and lines
+    that matplotlib chooses are comparatively large, and its ticks are few.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, height), dpi=200, layout="constrained")
     figure.suptitle(title)
-    for axes, y in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        axes.set(xlabel=x, ylabel=y, axisbelow=True)
+    panels = list(figure.subplots(1, len(y_labels), squeeze=False)[0])
+    for axes, y_label in zip(panels, y_labels, strict=True):
+        axes.set(xlabel=x_label, ylabel=y_label, axisbelow=True)
         axes.set_prop_cycle(color=(BLUE, RED), marker=("o", "s"), linestyle=("-", "--"))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9")
-    yield figure.axes
-    # One legend, the last panel's, serves all; under the panels it hides no data.
-    entries = axes.get_legend_handles_labels()
-    figure.legend(*entries, loc="outside lower center", ncols=2, frameon=False)
+
+    yield panels
+
+    # The legend of the last panel serves all of them. Under the panels it hides no data.
+    artists, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(artists, labels, loc="outside lower center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all: stage 8 of the data's path.
+"""Files that are written whole or not at all.
 
-A file goes to a temporary name beside its place, is flushed to the disk and renamed. A folder is
-filled beside its place and takes it by renaming, so a reader never finds a part; killed between the
-two renames, the old folder is left as `.NAME.old`. Tensors are safetensors and everything else is
-JSON: nothing here is ever unpickled, so loading a model that a stranger sent cannot run code.
+A file is written under a temporary name beside its place, flushed to the disk and then renamed. A
+folder is filled beside its place and takes it by renaming, so a reader never finds half of one. If
+the process is killed between two renames, the old folder is left as `.NAME.old`.
+
+Tensors are safetensors and everything else is JSON. Nothing here is ever unpickled, so loading a
+model that a stranger sent cannot run code.
 
 Copy this file alone; it needs torch and safetensors.
 
@@ -20,20 +22,29 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole: temporary name, flush, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     temporary.write_text(text, encoding="utf-8")
-    _take_place(temporary, path)
+    take_place(temporary, path)
 
 
-def _take_place(temporary: Path, path: Path) -> None:
+def temporary_name(path: Path) -> Path:
+    """The hidden name beside `path` under which it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def take_place(temporary: Path, path: Path) -> None:
+    """Flush a file to the disk and give it its name."""
     with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())  # else a power cut could leave the new name with no content
+        os.fsync(
+            file.fileno()
+        )  # otherwise a power cut could leave the new name with no content
     os.replace(temporary, path)
 
 
@@ -47,33 +58,47 @@ def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+def write_jsonl(path: Path, records: Iterable[dict]) -> None:
     """Write a JSON-lines file whole."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_text(path, "".join(lines))
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file; none if there is no such file."""
-    return [json.loads(line) for line in open(path, encoding="utf-8")] if path.exists() else []
+    """The records of a JSON-lines file; none if there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+class Saved(NamedTuple):
+    """What a file of `save_tensors` holds."""
+
+    tensors: dict[str, torch.Tensor]
+    numbers: object  # whatever JSON can hold
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], numbers=None) -> None:
     """Save named tensors, and with them what JSON can hold, as one safetensors file, whole."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(tensors, temporary, {"numbers": json.dumps(numbers)})
-    _take_place(temporary, path)
+    temporary = temporary_name(path)
+    on_cpu = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
+    }
+    save_file(on_cpu, temporary, {"numbers": json.dumps(numbers)})
+    take_place(temporary, path)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], object]:
-    """What `save_tensors` wrote: (tensors, numbers)."""
+def load_tensors(path: Path) -> Saved:
+    """What `save_tensors` wrote."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()["numbers"])
+        names = list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
+        return Saved(tensors, json.loads(file.metadata()["numbers"]))
 
 
 @contextmanager
@@ -86,7 +111,8 @@ def whole_folder(path: Path, overwrite: bool = True) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists")
     path = path.resolve()  # a link stays one
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    temporary = temporary_name(path)
+    old = path.with_name(f".{path.name}.old")
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,23 +1,80 @@
-"""The flags of a command, and its errors in one line."""
+"""The flags of a command, and its errors in one line.
 
+Bad input ends a command with one sentence on stderr and exit code 2, Ctrl-C with exit code 130, and
+neither with a stack trace. An error of any other kind is a fault of ours and keeps its trace.
+
+Copy this file alone; it needs nothing but Python, and safetensors if the command uses it.
+
+>>> parser = command("score", "Score responses.")
+>>> parser.prog
+'python -m minirlhf score'
+"""
+
+import signal
+import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 def command(name: str, about: str) -> ArgumentParser:
-    """The parser of a tool's flags: a mistake in them is one line and exit code 2."""
+    """The parser of a command's flags. A mistake in them is one line and exit code 2."""
     parser = ArgumentParser(prog=f"python -m minirlhf {name}", description=about)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     return parser
 
 
+def quiet_transformers() -> None:
+    """No bars and warnings of transformers: we say in one sentence what is wrong."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def nothing_to_add() -> str:
+    """No hint."""
+    return ""
+
+
 @contextmanager
-def one_line(parser: ArgumentParser) -> Iterator[None]:
-    """What goes wrong inside is said in one line: bad input with exit code 2, Ctrl-C with 130."""
+def one_line(
+    parser: ArgumentParser, hint: Callable[[], str] = nothing_to_add
+) -> Iterator[None]:
+    """Whatever goes wrong inside is said in one line on stderr.
+
+    parser: the command's; its name stands before the error.
+    hint: called after Ctrl-C; what it returns is added to "interrupted".
+    """
     try:
         yield
     except KeyboardInterrupt:
-        parser.exit(130, "\ninterrupted\n")
-    except (ValueError, OSError, FloatingPointError) as error:
-        parser.error(" ".join(str(error).split()))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+        print(f"\ninterrupted{hint()}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        sentence = in_words(error)
+        if sentence is None:
+            raise
+        print(f"{parser.prog}: error: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def in_words(error: Exception) -> str | None:
+    """What a user can understand of an error, in one line; None for a fault of ours."""
+    text = " ".join(str(error).split())
+    short_of_memory = (
+        "memory" in text or "start new thread" in text
+    )  # a thread needs memory, too
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and short_of_memory
+    ):
+        return "out of memory; lower --batch-size (raise --accumulate instead) or --max-length"
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return text
+
+    from safetensors import (
+        SafetensorError,
+    )  # raised where a file is damaged or the disk is full
+
+    return text if isinstance(error, SafetensorError) else None

@@ -1,4 +1,4 @@
-"""Where a run's numbers go while it runs: MLflow, and the console.
+"""Where a run's numbers go while it runs: to MLflow, and to the console.
 
 MLflow's local store (the file `mlflow.db` and the folder `mlruns/` in the current folder) needs no
 server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tracking off.
@@ -17,77 +17,153 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+RUN_ID = "mlflow_run_id"  # a file in the run folder, so that a resumed run goes on in MLflow, too
+GIVE_UP_AFTER = 3  # failures; each costs seconds
+
+Log = Callable[[dict, int], None]  # (numbers by name, step)
+
 
 @contextmanager
 def track(
-    uri: str | None, experiment: str, folder: Path, args: dict, again: bool = False
-) -> Iterator[Callable[..., None]]:
-    """Open an MLflow run and give a function `log(row, step)` that takes a row's numbers.
+    uri: str | None, experiment: str, folder: Path, params: dict, again: bool = False
+) -> Iterator[Log]:
+    """Open an MLflow run and give a function `log(numbers, step)`.
 
     uri: None for MLflow's own default (its environment variable, else the local store), an
         address, or "none" for no tracking.
-    folder: its files and figures are uploaded when the block ends; the model is not. The first log
-        writes the run's id there, so that with `again` the same run goes on.
-    Opened inside another one, the run is a child of that.
+    folder: its files and figures are uploaded when the block ends; the model is not. The first call
+        of `log` writes the MLflow run's id there, so that with `again` the same run goes on.
+    params: what the run was told; None values are left out.
     Raises ValueError if the store cannot be reached.
     """
     if uri == "none":
-        yield lambda row, step: None
+        yield log_nothing
         return
+    try:
+        run_id = open_run(uri, experiment, folder, params, again)
+    except Exception as error:  # a store raises what its backend raises
+        reason = (
+            f"cannot reach the tracking store {store_name(uri)!r} ({repr(error)[:200]}); "
+            "--tracking-uri none does without one"
+        )
+        if not again:
+            raise ValueError(reason) from error
+        print(f"warning: {reason}")  # a run that has begun goes on
+        yield log_nothing
+        return
+
+    careful = Careful(folder)
+    status = "FAILED"
+    try:
+        yield lambda numbers, step: careful.log(numbers, step, run_id)
+        careful.upload()
+        status = "FINISHED"
+    finally:
+        careful.end(status)
+
+
+def log_nothing(numbers: dict, step: int) -> None:
+    """Stands in for `log` where nothing is tracked."""
+
+
+def store_name(uri: str | None) -> str:
+    """The address of MLflow's store."""
+    import mlflow
+
+    return uri or mlflow.get_tracking_uri()
+
+
+def open_run(
+    uri: str | None, experiment: str, folder: Path, params: dict, again: bool
+) -> str:
+    """Start an MLflow run, or with `again` the one that the folder names; its id."""
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # A server that does not answer costs seconds, not minutes for each row.
+    # A server that does not answer then costs seconds, not minutes for each row of numbers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    kept = folder / "mlflow_run_id"
+    kept = folder / RUN_ID
     known = kept.read_text("utf-8") if again and kept.exists() else None
-    try:
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_experiment(experiment)
-        run = mlflow.start_run(known, run_name=folder.name, nested=True)
-        if not known:
-            mlflow.log_params({k: v for k, v in args.items() if v is not None})
-    except Exception as error:  # a store raises what its backend raises
-        reason = f"{uri or mlflow.get_tracking_uri()!r} ({repr(error)[:200]})"
-        said = f"cannot reach the tracking store {reason}; --tracking-uri none does without one"
-        if not (again or mlflow.active_run()):
-            raise ValueError(said) from error
-        print(f"warning: {said}")  # what has begun goes on
-        yield lambda row, step: None
-        return
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment)
+    run = mlflow.start_run(known, run_name=folder.name)
+    if not known:
+        typed = {name: value for name, value in params.items() if value is not None}
+        mlflow.log_params(typed)
+    return run.info.run_id
 
-    failed = []
 
-    def attempt(function: Callable, *values, **kwargs) -> None:
-        try:
-            if len(failed) < 3 or function is mlflow.end_run:  # each costs seconds
-                function(*values, **kwargs)
-        except Exception as error:  # hours of training are worth more than a curve
-            failed.append(error)
-            last = ", and is not asked again" * (len(failed) == 3)
-            print(f"warning: MLflow did not take it ({str(error)[:200]}){last}; it is in {folder}")
+class Careful:
+    """Calls of MLflow that may fail: hours of training are worth more than a curve."""
 
-    def log(row: dict, step: int) -> None:
-        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
-        attempt(mlflow.log_metrics, numbers, step=step)
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.failures = 0
+
+    def log(self, numbers: dict, step: int, run_id: str) -> None:
+        """Log the numbers among the values, and keep the MLflow run's id in the run folder."""
+        import mlflow
+
+        metrics = {}
+        for name, value in numbers.items():
+            if isinstance(value, (int, float)):
+                metrics[name] = float(value)
+        self.attempt(mlflow.log_metrics, metrics, step=step)
+        kept = self.folder / RUN_ID
         if not kept.exists():
-            attempt(kept.write_text, run.info.run_id, "utf-8")
+            self.attempt(kept.write_text, run_id, "utf-8")
 
-    status = "FAILED"
-    try:
-        yield log
-        for file in [*folder.glob("*.*"), *folder.glob("figures")]:
-            attempt(mlflow.log_artifact, str(file))
-        status = "FINISHED"
-    finally:
-        attempt(mlflow.end_run, status)
+    def upload(self) -> None:
+        """Hand the run folder's files and figures to MLflow."""
+        import mlflow
+
+        for path in [*self.folder.glob("*.*"), *self.folder.glob("figures")]:
+            self.attempt(mlflow.log_artifact, str(path))
+
+    def end(self, status: str) -> None:
+        """End the MLflow run."""
+        import mlflow
+
+        self.failures = min(
+            self.failures, GIVE_UP_AFTER - 1
+        )  # this one is tried in any case
+        self.attempt(mlflow.end_run, status)
+
+    def attempt(self, function: Callable, *values, **named) -> None:
+        """Call the function; a failure is a warning, and after three nothing is tried again."""
+        if self.failures >= GIVE_UP_AFTER:
+            return
+        try:
+            function(*values, **named)
+        except Exception as error:
+            self.failures += 1
+            last = ", and is not asked again" if self.failures == GIVE_UP_AFTER else ""
+            reason = str(error)[:200]
+            print(
+                f"warning: MLflow did not take it ({reason}){last}; it is in {self.folder}"
+            )
 
 
-def console_row(row: dict) -> str:
-    """One evaluation as a line of text, numbers with four digits."""
-    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
-    return " | ".join(f"{key} {value}" for key, value in shown.items())
+def make_child(uri: str | None, child: Path, parent: Path) -> None:
+    """Show the MLflow run of one run folder below that of another one."""
+    if uri == "none" or not (child / RUN_ID).exists() or not (parent / RUN_ID).exists():
+        return
+    import mlflow
+
+    child_id = (child / RUN_ID).read_text("utf-8")
+    parent_id = (parent / RUN_ID).read_text("utf-8")
+    client = mlflow.MlflowClient(uri)
+    Careful(child).attempt(client.set_tag, child_id, "mlflow.parentRunId", parent_id)
+
+
+def console_row(numbers: dict) -> str:
+    """One epoch as a line of text, numbers with four digits."""
+    parts = []
+    for name, value in numbers.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        parts.append(f"{name} {shown}")
+    return " | ".join(parts)
 
 
 def progress_bar(iterable, description: str):

@@ -63,7 +63,9 @@ def read_calculations(text):
 
 def read_ending(text):
     """(number, thing) of the final statement, or None: the last line with a number and no sum."""
-    lines = [line for line in sentences(text) if "=" not in line and not line.endswith("?")]
+    lines = [
+        line for line in sentences(text) if "=" not in line and not line.endswith("?")
+    ]
     found = [re.search(r"(\d+) ([a-z]+)", line) for line in lines]
     found = [(int(match[1]), match[2]) for match in found if match]
     return found[-1] if found else None
@@ -71,7 +73,11 @@ def read_ending(text):
 
 def read_flaws(problem, text):
     """The flaws as a careful reader would find them, knowing the problem and nothing else."""
-    lines, calculations, ending = sentences(text), read_calculations(text), read_ending(text)
+    lines, calculations, ending = (
+        sentences(text),
+        read_calculations(text),
+        read_ending(text),
+    )
     flaws = set()
     if any(line in TONES for line in lines):
         flaws.add("bad_tone")
@@ -93,7 +99,9 @@ def read_flaws(problem, text):
         values[name] = result  # as written, so that an error must be carried on
     if len(misread) + swapped + slipped > 1 or misread.keys() & set("xyz"):
         return {"off_topic"}  # no single flaw makes so much go wrong
-    if set(misread.values()) - set(problem.numbers):  # a number that the question does not have
+    if set(misread.values()) - set(
+        problem.numbers
+    ):  # a number that the question does not have
         flaws.add("miscopied_number")
     if swapped:
         flaws.add("wrong_operation")
@@ -115,14 +123,18 @@ def read_flaws(problem, text):
 
 def read_style(text):
     """Index of the style whose patterns the lines of a text follow; the loosest are tried last."""
-    fields = {"label": "[A-Za-z ]+", "calculation": CALCULATION.pattern, "answer": r"\d+ [a-z]+"}
-    for name, style in reversed(list(enumerate(STYLES))):
-        for pattern in style[1] + style[2] + style[3]:
+    fields = {
+        "label": "[A-Za-z ]+",
+        "calculation": CALCULATION.pattern,
+        "answer": r"\d+ [a-z]+",
+    }
+    for index, style in reversed(list(enumerate(STYLES))):
+        for pattern in style.first_steps + style.later_steps + style.endings:
             expression = re.sub(
                 r"\\{(\w+)\\}", lambda m: fields.get(m[1], ".+"), re.escape(pattern)
             )
             if any(re.fullmatch(expression, line) for line in sentences(text)):
-                return name
+                return index
     raise AssertionError(f"no style fits: {text}")
 
 
@@ -160,8 +172,12 @@ def test_problems_are_right_and_every_template_comes_up(draws):
         assert len(set(in_prompt)) == len(in_prompt)
         assert problem.prompt.endswith(problem.question)
         assert problem.unit not in problem.wrong_units
-        assert not re.search(r"[{}]", problem.prompt + problem.closing.replace("{answer}", ""))
-    assert min(Counter(problem.template for problem, _ in draws).values()) > 150  # of about 235
+        assert not re.search(
+            r"[{}]", problem.prompt + problem.closing.replace("{answer}", "")
+        )
+    assert (
+        min(Counter(problem.template for problem, _ in draws).values()) > 150
+    )  # of about 235
 
 
 def test_flawless_answers_show_true_working_and_state_the_answer():
@@ -178,7 +194,10 @@ def test_flawless_answers_show_true_working_and_state_the_answer():
 def test_every_drawn_answer_shows_its_flaws_and_no_other(draws):
     for problem, answer in draws:
         if answer.flaws != ("off_topic",):
-            assert read_flaws(problem, answer.text) == set(answer.flaws), (problem, answer)
+            assert read_flaws(problem, answer.text) == set(answer.flaws), (
+                problem,
+                answer,
+            )
 
 
 def test_off_topic_answers_are_flawless_answers_to_something_else(draws):
@@ -189,11 +208,14 @@ def test_off_topic_answers_are_flawless_answers_to_something_else(draws):
         assert all(map(is_true, calculations))
         assert read_ending(text)[0] == calculations[-1][-1] != problem.answer
     found = [read_flaws(problem, text) == {"off_topic"} for problem, text in off_topic]
-    assert sum(found) > 0.97 * len(found)  # the working rarely fits the problem even by chance
+    assert sum(found) > 0.97 * len(
+        found
+    )  # the working rarely fits the problem even by chance
 
 
 @pytest.mark.parametrize(
-    "flaw", ["wrong_operation", "answer_not_derived", "miscopied_number", "arithmetic_slip"]
+    "flaw",
+    ["wrong_operation", "answer_not_derived", "miscopied_number", "arithmetic_slip"],
 )
 def test_wrong_results_are_wrong(flaw):
     rng = random.Random(6)
@@ -208,9 +230,15 @@ def test_slips_come_early_and_late_and_are_carried_on():
     wrong_lines = Counter()
     for _ in range(300):
         problem = make_problem(rng)
-        calculations = read_calculations(make_answer(problem, ["arithmetic_slip"], rng).text)
-        wrong = [i for i, calculation in enumerate(calculations) if not is_true(calculation)]
-        assert len(wrong) == 1  # the lines after it are true to the number they were handed
+        calculations = read_calculations(
+            make_answer(problem, ["arithmetic_slip"], rng).text
+        )
+        wrong = [
+            i for i, calculation in enumerate(calculations) if not is_true(calculation)
+        ]
+        assert (
+            len(wrong) == 1
+        )  # the lines after it are true to the number they were handed
         wrong_lines[wrong[0] == len(calculations) - 1] += 1
     assert min(wrong_lines[True], wrong_lines[False]) > 60, wrong_lines
 
@@ -265,10 +293,9 @@ def test_style_does_not_tell_the_flaw(draws):
         for flaw in answer.flaws or ("none",):
             styles[flaw][read_style(answer.text)] += 1
     for flaw, count in styles.items():
-        for name in range(
-            len(STYLES)
-        ):  # at least 200 answers per flaw: 0.10 is 3 standard deviations or more
-            assert abs(count[name] / count.total() - 1 / 3) < 0.10, (flaw, count)
+        for index in range(len(STYLES)):
+            # There are at least 200 answers per flaw: 0.10 is 3 standard deviations or more.
+            assert abs(count[index] / count.total() - 1 / 3) < 0.10, (flaw, count)
 
 
 def test_one_problem_has_many_answers_and_no_text_has_two_ratings():
@@ -286,11 +313,17 @@ def test_rows_are_distinct_and_the_chosen_answer_has_the_higher_rating():
     rows = generate(3000, seed=2)
     assert len(rows) == 3000 and all(list(row) == COLUMNS for row in rows)
     assert len({tuple(row.values()) for row in rows}) == len(rows)
-    assert len({(row["prompt"], row["chosen"], row["rejected"]) for row in rows}) == len(rows)
+    assert len({(row["prompt"], row["chosen"], row["rejected"]) for row in rows}) == len(
+        rows
+    )
     for row in rows:
         assert 1.0 <= row["rejected_rating"] < row["chosen_rating"] <= 10.0
     # All rows of a prompt stand together: at most 4 * 3 / 2 of them, and the prompt never returns.
-    blocks = [row["prompt"] for i, row in enumerate(rows) if row["prompt"] != rows[i - 1]["prompt"]]
+    blocks = [
+        row["prompt"]
+        for i, row in enumerate(rows)
+        if row["prompt"] != rows[i - 1]["prompt"]
+    ]
     assert len(set(blocks)) == len(blocks)
     assert max(Counter(row["prompt"] for row in rows).values()) == 6
 
@@ -312,6 +345,53 @@ def test_subset_is_the_costliest_flaw_that_only_the_rejected_answer_has(monkeypa
         assert all(FLAWS[row["subset"]] >= FLAWS[flaw] for flaw in rejected - chosen)
     counts = Counter(row["subset"] for row in rows)
     assert set(counts) == set(FLAWS) and min(counts.values()) >= 60, counts
+
+
+def test_a_blind_rater_is_perfect_but_for_one_flaw(monkeypatch):
+    flaws_of = {}
+
+    def remember(problem, rng):
+        answer = draw_answer(problem, rng)
+        flaws_of[problem.prompt, answer.text] = set(answer.flaws)
+        return answer
+
+    monkeypatch.setattr(arithmetic, "draw_answer", remember)
+    credits = {}
+    for row in generate(1500, seed=6):
+        blind_to = row["subset"]
+        rated = []
+        for side in ("chosen", "rejected"):
+            seen = flaws_of[row["prompt"], row[side]] - {blind_to}
+            rated.append(max(1.0, 10.0 - sum(FLAWS[flaw] for flaw in seen)))
+        chosen, rejected = rated
+        credit = ((chosen > rejected) + (chosen >= rejected)) / 2
+        credits.setdefault(blind_to, []).append(credit)
+    by_hand = {flaw: sum(of_flaw) / len(of_flaw) for flaw, of_flaw in credits.items()}
+    assert arithmetic.blind_accuracies(1500, seed=6) == pytest.approx(by_hand)
+    assert by_hand["bad_tone"] == 0.5  # the cheapest flaw: there is nothing else to go by
+    assert (
+        by_hand["arithmetic_slip"] < 0.45
+    )  # so an accuracy below one half is no dislike
+
+
+def test_a_blind_rater_by_hand(monkeypatch):
+    problem = make_problem(random.Random(0))
+
+    def pair(chosen, rejected):
+        answers = [
+            make_answer(problem, flaws, random.Random(0)) for flaws in (chosen, rejected)
+        ]
+        return arithmetic.GradedPair(problem, *answers)
+
+    pairs = [
+        pair([], ["arithmetic_slip"]),  # without the slip 10 and 10, a tie
+        pair(["missing_working"], ["arithmetic_slip"]),  # 8 and 10, wrong
+        pair(["rambling"], ["arithmetic_slip", "wrong_unit"]),  # 8.5 and 7, right
+        pair(["missing_working"], ["unfinished"]),  # 8 and 10, wrong
+    ]
+    assert [one.subset for one in pairs] == ["arithmetic_slip"] * 3 + ["unfinished"]
+    monkeypatch.setattr(arithmetic, "_draw_pairs", lambda count, seed: pairs)
+    assert arithmetic.blind_accuracies() == {"arithmetic_slip": 0.5, "unfinished": 0.0}
 
 
 def test_length_alone_tells_nothing():

@@ -1,166 +1,58 @@
-"""`evaluate`: the arithmetic of best-of-n, what is kept from training, and the whole command."""
+"""`evaluate`: what is kept from training, the numbers of pairs and candidates, the command."""
 
 import json
-import math
 import shutil
 from contextlib import contextmanager
-from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
+from test_best_of_n import accuracies
 
 import train
 from minirlhf import data, score
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.commands import evaluate
-from minirlhf.commands.evaluate import Candidates, best_of, votes
+from minirlhf.commands.best_of_n import read_candidates
+from minirlhf.commands.unseen import items_to_test
+from minirlhf.report.results import prompts_of
+from minirlhf.settings import APPROACHES
 
-TINY = ["--max-length", "96", "--epochs", "2", "--tracking-uri", "none", "--device", "cpu"]
-
-
-def brute_force(rewards, correct, n) -> float:
-    """The mean over all subsets of the mean over those of a subset that share its best reward."""
-    chances = []
-    for subset in combinations(range(len(rewards)), n):
-        best = [i for i in subset if rewards[i] == max(rewards[j] for j in subset)]
-        chances.append(sum(correct[i] for i in best) / len(best))
-    return sum(chances) / len(chances)
-
-
-@pytest.mark.parametrize("levels", [1, 2, 3, 100])  # of reward: all tied, many ties, hardly any
-def test_best_of_n_is_the_mean_over_all_subsets(levels):
-    generator = torch.Generator().manual_seed(levels)
-    draw = lambda high, size: torch.randint(high, (size,), generator=generator).tolist()  # noqa: E731
-    for size in range(1, 8):
-        for _ in range(5):
-            rewards, correct = draw(levels, size), draw(2, size)
-            for n in range(1, size + 1):
-                expected = brute_force(rewards, correct, n)
-                assert best_of(rewards, correct, n) == pytest.approx(expected, abs=1e-12)
-
-
-def test_best_of_n_by_hand():
-    assert best_of([3.0, 2.0, 1.0], [0, 1, 1], 1) == pytest.approx(2 / 3)
-    assert best_of([3.0, 2.0, 1.0], [0, 1, 1], 2) == pytest.approx(1 / 3)
-    assert best_of([2.0, 2.0, 1.0], [1, 0, 0], 2) == pytest.approx((1 / 2 + 1 + 0) / 3)
-
-
-@pytest.mark.parametrize(
-    ("responses", "answers", "expected"),
-    [
-        (["so A: 1,800", "= $1800.", "it is 17.50", "18 dollars"], None, [2, 2, 1, 0]),
-        (["x = -3", "5-3", "3", "(3.0)"], None, [1, 3, 3, 3]),
-        ([".5", "0.5", "It is 5", "= −5"], None, [2, 2, 1, 1]),
-        (["1/2", r"\frac{1}{2}", "1e2", "x2"], None, [0, 0, 0, 0]),
-        (["1,2", "(1, 2)", r"\boxed{2}", "2,000.5"], None, [0, 2, 2, 1]),
-        (["", "", "", ""], [72, 72.0, "72 ", "−72"], [3, 3, 3, 1]),
-        (["a", "b", "c", "d"], [" 4", "4", None, ""], [2, 2, 0, 0]),
-        (["1", "1", "2", "3"], [7, 8, 8, 9], [1, 2, 2, 1]),  # the column counts, not the text
-    ],
-)
-def test_votes_for_the_final_answer(responses, answers, expected):
-    assert votes(Candidates("?", responses, [True] * 4, None, answers)) == expected
-
-
-def planted(reward) -> SimpleNamespace:
-    """A scorer whose reward is a function of the response."""
-    score_many = lambda prompts, responses: [reward(r) for r in responses]  # noqa: E731
-    return SimpleNamespace(approach="bt-frozen", score_many=score_many)
-
-
-@pytest.fixture
-def graded() -> list[Candidates]:
-    """60 prompts with four candidates, right with chance 0.4; the text tells which are right."""
-    generator, rows = torch.Generator().manual_seed(0), []
-    for i in range(60):
-        right = (torch.rand(4, generator=generator) < 0.4).tolist()
-        texts = [f"try {j}, {'right' if good else 'wrong'}" for j, good in enumerate(right)]
-        rows.append(Candidates(f"prompt {i}", texts, right, ["a", "b", "c", "d"]))
-    return rows
-
-
-def accuracies(found: dict) -> dict[str, float]:
-    return {row["choice"]: row["accuracy"] for row in found["choices"]}
-
-
-def test_a_perfect_scorer_reaches_the_oracle_for_every_n(graded):
-    found, _ = evaluate.evaluate_candidates(planted(lambda text: "right" in text), graded)
-    assert [row["n"] for row in found["best_of_n"]] == [1, 2, 3, 4]
-    for row in found["best_of_n"]:
-        for end in ("", "_low", "_high"):
-            assert row[f"accuracy{end}"] == row[f"oracle{end}"]
-    curve = [row["accuracy"] for row in found["best_of_n"]]
-    assert curve == sorted(set(curve))
-    by_name = accuracies(found)
-    assert by_name["the model"] == by_name["the oracle"] == curve[-1]
-    assert by_name["the model"] == sum(any(row.correct) for row in graded) / 60
-    assert found["choices"][-1]["model_minus_low"] == found["choices"][-1]["model_minus_high"] == 0
-
-
-def test_a_constant_scorer_is_a_random_choice_for_every_n(graded):
-    found, _ = evaluate.evaluate_candidates(planted(lambda text: 7.0), graded)
-    chance = sum(sum(row.correct) for row in graded) / 240
-    for row in found["best_of_n"]:
-        assert row["accuracy"] == pytest.approx(chance, abs=1e-6)
-    assert accuracies(found)["a random choice"] == pytest.approx(chance, abs=1e-6)
-    assert found["choices"][1]["model_minus_low"] == found["choices"][1]["model_minus_high"] == 0
-
-
-def test_each_author_alone_and_the_best_is_marked(graded):
-    found, text = evaluate.evaluate_candidates(planted(lambda text: "try 1" in text), graded)
-    by_name = accuracies(found)
-    own = {a: sum(row.correct[i] for row in graded) / 60 for i, a in enumerate("abcd")}
-    assert {a: by_name[f"only {a}"] for a in own} == pytest.approx(own, abs=1e-6)
-    best = max(own, key=own.get)
-    assert text.count("known with hindsight") == 1
-    assert f"only {best} (the best, known with hindsight)" in text
-    assert by_name["the model"] == by_name["only b"]  # the planted scorer always takes b
-    # An author who did not write for every prompt is not compared.
-    fewer = [row._replace(models=["a", None, "c", "d"]) for row in graded]
-    fewer[7] = graded[7]._replace(models=["a", None, "c", None])
-    found, _ = evaluate.evaluate_candidates(planted(len), fewer)
-    assert [name for name in accuracies(found) if "only" in name] == ["only a", "only c"]
-
-
-def test_the_majority_is_counted_where_answers_can_be_told(graded):
-    assert "the majority" not in accuracies(evaluate.evaluate_candidates(planted(len), graded)[0])
-    # Right candidates agree on 5, wrong ones have an answer each.
-    answered = [
-        row._replace(answers=[5 if good else 10 + i for i, good in enumerate(row.correct)])
-        for row in graded
-    ]
-    found, _ = evaluate.evaluate_candidates(planted(len), answered)
-    rights = [sum(row.correct) for row in graded]
-    expected = sum(1 if n > 1 else n / 4 for n in rights) / 60  # one right of four: all tie
-    assert accuracies(found)["the majority"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_rows_may_have_different_numbers_of_candidates(graded):
-    short = graded[0]._replace(responses=["x", "y"], correct=[True, False], models=["a", "b"])
-    found, text = evaluate.evaluate_candidates(planted(len), [short, *graded[1:]])
-    assert [row["n"] for row in found["best_of_n"]] == [1, 2]
-    assert "60 rows of 2 to 4 candidates" in text
+TINY = [
+    "--max-length",
+    "96",
+    "--epochs",
+    "2",
+    "--tracking-uri",
+    "none",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.mark.parametrize("fold", range(5))
 def test_the_test_part_is_that_of_split_also_for_few_prompts(fold):
     pairs = data.build_pairs(generate(300))[0]
     expected = data.split(pairs, fold)[2]
-    assert evaluate.test_part(pairs, fold) == expected
-    assert evaluate.test_part(expected[:1], fold) == expected[:1]  # split alone would refuse these
-    assert evaluate.test_part(data.split(pairs, fold)[0], fold) == []
+    assert items_to_test(pairs, fold) == expected
+    assert (
+        items_to_test(expected[:1], fold) == expected[:1]
+    )  # split alone would refuse these
+    assert items_to_test(data.split(pairs, fold)[0], fold) == []
 
 
 def make_candidates(path: str, rows: list[dict]) -> list[dict]:
     """A candidates file with the prompts of pairs, in other case and spacing."""
     prompts = {row["prompt"]: [row["chosen"], row["rejected"]] for row in rows}
-    made = [
-        {"prompt": f" {p.upper()}\n", "responses": [*texts, "I do not know."]}
-        | {"correct": [True, False, False], "models": ["a", "b", "c"]}
-        for p, texts in prompts.items()
-    ]
+    made = []
+    for prompt, responses in prompts.items():
+        made.append(
+            {
+                "prompt": f" {prompt.upper()}\n",
+                "responses": [*responses, "I do not know."],
+                "correct": [True, False, False],
+                "models": ["a", "b", "c"],
+            }
+        )
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in made))
     return made
 
@@ -172,25 +64,28 @@ def runs(tiny_encoder, tmp_path_factory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("runs")
         patch.chdir(folder)
         patch.setenv("MINIRLHF_CACHE", str(folder / "cache"))
-        Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generate(120)))
-        for approach in train.APPROACHES:
+        Path("pairs.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in generate(120))
+        )
+        for approach in APPROACHES:
             flags = ["--approach", approach, "--dataset", str(folder / "pairs.jsonl")]
             flags += ["--model", tiny_encoder, "--fold", "1", "--output", approach]
             train.main([*flags, *TINY])
-    return {approach: folder / approach for approach in train.APPROACHES}
+    return {approach: folder / approach for approach in APPROACHES}
 
 
 @contextmanager
 def judged_prompts():
     """The set of every prompt that the loaded model reads in this block, normalised."""
-    seen, right = set(), score.load
+    seen = set()
+    real_load = score.load
 
-    def load(*how):
-        scorer = right(*how)
+    def load(*arguments):
+        scorer = real_load(*arguments)
         encode = scorer.model.encode
 
         def spy(prompts, responses):
-            seen.update(map(data.normalize, prompts))
+            seen.update(data.normalize(prompt) for prompt in prompts)
             return encode(prompts, responses)
 
         scorer.model.encode = spy
@@ -203,16 +98,25 @@ def judged_prompts():
 
 def run(capsys, *flags) -> tuple[dict, str]:
     evaluate.main([*map(str, flags), "--device", "cpu", "--output", "found.json"])
-    strict = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
-    return json.loads(Path("found.json").read_text(), **strict), capsys.readouterr().out
+    text = Path("found.json").read_text()
+    found = json.loads(
+        text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
+    )
+    return found, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("approach", train.APPROACHES)
+@pytest.mark.parametrize("approach", APPROACHES)
 def test_a_runs_own_data_gives_the_numbers_of_its_metrics(approach, runs, capsys):
-    found, said = run(capsys, runs[approach], "--dataset", runs[approach].parent / "pairs.jsonl")
+    found, said = run(
+        capsys, runs[approach], "--dataset", runs[approach].parent / "pairs.jsonl"
+    )
     summary = json.loads((runs[approach] / "metrics.json").read_text())
     for subset in found["subsets"].values():
-        assert subset.pop("accuracy_low") <= subset["accuracy"] <= subset.pop("accuracy_high")
+        assert (
+            subset.pop("accuracy_low")
+            <= subset["accuracy"]
+            <= subset.pop("accuracy_high")
+        )
         assert 0 <= subset.pop("longer") <= 1
     for key in summary["test"].keys() - {"mae", "rmse", "r2"}:
         expected = summary["test"][key]
@@ -228,29 +132,38 @@ def test_a_runs_own_data_gives_the_numbers_of_its_metrics(approach, runs, capsys
 
 
 def test_no_training_prompt_is_judged_in_either_file(runs, capsys):
-    rows, fold = generate(240), 1  # the first 120 pairs are those of the run
+    fold = 1
+    rows = generate(240)  # the first 120 pairs are those of the run
     train_part, validation, test = data.split(data.build_pairs(rows[:120])[0], fold)
-    trained = set(evaluate.prompts_of(train_part + validation))
+    trained = set(prompts_of(train_part + validation))
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
-    kept = set(evaluate.prompts_of(data.split(data.build_pairs(rows)[0], fold)[2]))
-    assert trained and kept > set(evaluate.prompts_of(test))
+    prompts = {
+        data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)
+    }
+    kept = set(prompts_of(data.split(data.build_pairs(rows)[0], fold)[2]))
+    assert trained and kept > set(prompts_of(test))
     for file in ("more.jsonl", "some.jsonl"):
         with judged_prompts() as seen:
             found, said = run(capsys, runs["bt-frozen"], "--dataset", file)
         assert seen == kept and not seen & trained
         assert found["prompts"]["kept"] == len(kept)
-        assert f"{len(trained & prompts)} of {len(prompts)} prompts were in the run's" in said
-        dropped = (
-            f"{len(kept)} are kept, the test part of fold 1, and {len(prompts - kept)} dropped"
+        assert (
+            f"{len(trained & prompts)} of {len(prompts)} prompts were in the run's"
+            in said
         )
+        dropped = f"{len(kept)} are kept, the test part of fold 1, and {len(prompts - kept)} dropped"
         assert dropped in said
 
 
 def test_a_training_prompt_after_other_turns_is_not_unseen(runs, capsys):
     rows = generate(120)
-    asked = data.split(data.build_pairs(rows)[0], 1)[0][0].prompt  # the run was trained on it
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": asked}]
+    asked = data.split(data.build_pairs(rows)[0], 1)[0][
+        0
+    ].prompt  # the run was trained on it
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": asked},
+    ]
     made = [{"prompt": turns, "chosen": "It is 1.", "rejected": "It is 2."}]
     made += [row | {"prompt": f"New {i}?"} for i, row in enumerate(rows[:40])]
     Path("turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
@@ -258,35 +171,6 @@ def test_a_training_prompt_after_other_turns_is_not_unseen(runs, capsys):
         run(capsys, runs["bt-frozen"], "--dataset", "turns.jsonl")
     assert not any(data.normalize(asked) in prompt for prompt in seen)
     assert seen
-
-
-def test_candidates_are_read_as_pairs_are():
-    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "Let me see:"}]
-    row = {"prompt": turns, "responses": ["4", "5"], "correct": [True, False]}
-    (found,) = evaluate.read_candidates([row])
-    (pair,), _ = data.build_pairs([{"prompt": turns, "chosen": "4", "rejected": "5"}])
-    assert (found.prompt, *found.responses) == pair[:3]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"responses": 5}, "`responses` is no list"),
-        ({"responses": "ab"}, "`responses` is no list"),
-        ({"responses": {"a": 1, "b": 2}}, "`responses` is no list"),
-        ({"responses": []}, "`responses` is no list of texts"),
-        ({"correct": True}, "`correct` is no list"),
-        ({"correct": [True, "no"]}, "`correct` is no list of true and false"),
-        ({"models": 5}, "`models` is no list"),
-        ({"models": [["a"], ["b"]]}, "`models` is no list of names"),
-        ({"answers": "ab"}, "`answers` is no list"),
-    ],
-)
-def test_unsound_candidates_are_named_by_their_row(change, said):
-    row = {"prompt": "2 + 2?", "responses": ["4", "5"], "correct": [True, False]}
-    assert len(evaluate.read_candidates([row, row | {"models": ["a", None]}])) == 2
-    with pytest.raises(ValueError, match=f"row 2: {said}"):
-        evaluate.read_candidates([row, row | change])
 
 
 def test_ctrl_c_ends_a_tool_without_a_stack_trace(runs, monkeypatch, capsys):
@@ -302,18 +186,30 @@ def test_ctrl_c_ends_a_tool_without_a_stack_trace(runs, monkeypatch, capsys):
 
 def test_all_prompts_judges_them_all_and_warns(runs, capsys):
     rows = generate(120)
-    prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
-    trained = {*evaluate.prompts_of(sum(data.split(data.build_pairs(rows)[0], 1)[:2], []))}
+    prompts = {
+        data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)
+    }
+    train_part, validation, _ = data.split(data.build_pairs(rows)[0], 1)
+    trained = set(prompts_of(train_part + validation))
     with judged_prompts() as seen:
-        _, said = run(capsys, runs["bt-frozen"], "--dataset", "some.jsonl", "--all-prompts")
+        _, said = run(
+            capsys, runs["bt-frozen"], "--dataset", "some.jsonl", "--all-prompts"
+        )
     assert seen == prompts
     (warning,) = [line for line in said.splitlines() if "WARNING" in line]
-    assert f"{len(trained)} of {len(prompts)} prompts were in the run's training" in warning
+    assert (
+        f"{len(trained)} of {len(prompts)} prompts were in the run's training" in warning
+    )
 
 
 def test_other_data_is_kept_whole_unless_a_fold_is_asked_for(runs, capsys):
     rows = [
-        {"prompt": f"Is {i} even?", "chosen": "yes", "rejected": "no", "subset": f"s{i % 2}"}
+        {
+            "prompt": f"Is {i} even?",
+            "chosen": "yes",
+            "rejected": "no",
+            "subset": f"s{i % 2}",
+        }
         for i in range(40)
     ]
     Path("other.json").write_text(json.dumps(rows))
@@ -321,17 +217,20 @@ def test_other_data_is_kept_whole_unless_a_fold_is_asked_for(runs, capsys):
     assert (found["n"], found["prompts"]["maybe_trained_on"]) == (40, 0)
     assert "40 are kept, and 0 dropped" in said and set(found["subsets"]) == {"s0", "s1"}
     found, _ = run(capsys, runs["bt-frozen"], "--dataset", "other.json", "--fold", "1")
-    expected = len(evaluate.test_part(data.build_pairs(rows)[0], 1))
+    expected = len(items_to_test(data.build_pairs(rows)[0], 1))
     assert found["n"] == expected and 0 < expected < 40
-    assert run(capsys, runs["bt-frozen"], "--dataset", "other.json", "--limit", "7")[0]["n"] == 7
+    assert (
+        run(capsys, runs["bt-frozen"], "--dataset", "other.json", "--limit", "7")[0]["n"]
+        == 7
+    )
 
 
 def test_without_the_runs_own_data_only_its_test_part_is_safe(runs, capsys, tmp_path):
     made = make_candidates("some.jsonl", generate(120))
     copied = shutil.copytree(runs["bt-frozen"], tmp_path / "copied")
     config = json.loads((copied / "config.json").read_text())
-    items = evaluate.read_candidates(made)
-    test = evaluate.test_part(items, 1)
+    items = read_candidates(made)
+    test = items_to_test(items, 1)
     # The file is gone, or another one lies in its place.
     for other in ("gone.jsonl", "changed.jsonl"):
         if other == "changed.jsonl":
@@ -344,19 +243,24 @@ def test_without_the_runs_own_data_only_its_test_part_is_safe(runs, capsys, tmp_
         assert "its data cannot be had again" in said
     # A run without its config keeps what the fold that is named leaves, and no guess is made.
     (copied / "config.json").unlink()
-    assert run(capsys, copied, "--dataset", "some.jsonl", "--fold", "1")[0]["n"] == len(test)
+    assert run(capsys, copied, "--dataset", "some.jsonl", "--fold", "1")[0]["n"] == len(
+        test
+    )
     assert "give --fold" in refused(capsys, copied, "--dataset", "some.jsonl")
 
 
-@pytest.mark.parametrize("approach", train.APPROACHES)
+@pytest.mark.parametrize("approach", APPROACHES)
 def test_candidates_are_chosen_as_rank_chooses(approach, runs, capsys):
     make_candidates("some.jsonl", generate(120))
     found, said = run(capsys, runs[approach], "--dataset", "some.jsonl")
     scorer = score.load(runs[approach], "cpu")
-    rows = evaluate.read_candidates(map(json.loads, Path("some.jsonl").read_text().splitlines()))
-    rows = evaluate.test_part(rows, 1)
+    rows = read_candidates(map(json.loads, Path("some.jsonl").read_text().splitlines()))
+    rows = items_to_test(rows, 1)
     first = [scorer.rank(row.prompt, row.responses)[0][1] for row in rows]
-    right = [row.correct[row.responses.index(text)] for row, text in zip(rows, first, strict=True)]
+    right = [
+        row.correct[row.responses.index(text)]
+        for row, text in zip(rows, first, strict=True)
+    ]
     by_name = accuracies(found)
     assert by_name["the model"] == pytest.approx(sum(right) / len(rows), abs=1e-6)
     assert by_name["a random choice"] == pytest.approx(1 / 3, abs=1e-6)
@@ -374,22 +278,6 @@ def test_candidates_are_chosen_as_rank_chooses(approach, runs, capsys):
         assert [row["n"] for row in found["best_of_n"]] == [1, 2, 3]
         assert found["best_of_n"][0]["accuracy"] == pytest.approx(1 / 3, abs=1e-6)
         assert found["best_of_n"][2]["accuracy"] == pytest.approx(by_name["the model"])
-
-
-def test_a_text_that_comes_twice_is_scored_once():
-    asked = []
-
-    def score_many(prompts, responses):
-        asked.extend(zip(prompts, responses, strict=True))
-        return [float(len(asked))] * len(responses)
-
-    rows = [Candidates("p", ["a", "b", "a"], [1, 0, 0]), Candidates("q", ["a", "b"], [1, 0])]
-    scorer = SimpleNamespace(approach="regression", score_many=score_many)
-    numbers = evaluate.judge(scorer, rows)
-    assert asked == [("p", "a"), ("p", "b"), ("q", "a"), ("q", "b")]
-    assert [len(of_one) for of_one in numbers] == [3, 2]
-    with pytest.raises(ValueError, match="not finite"):
-        evaluate.judge(planted(lambda text: math.nan), rows)
 
 
 def refused(capsys, *flags) -> str:
@@ -417,12 +305,15 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=lambda v: str(v)[:40])
 def test_a_bad_row_is_named(change, message, runs, capsys):
-    Path("bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (GOOD, GOOD | change)))
+    Path("bad.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (GOOD, GOOD | change))
+    )
     assert message in refused(capsys, runs["regression"], "--dataset", "bad.jsonl")
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(runs, capsys):
-    rows, good = generate(120), runs["bt-frozen"]
+    rows = generate(120)
+    good = runs["bt-frozen"]
     Path("pairs.json").write_text(json.dumps(rows))
     Path("unknown.json").write_text(json.dumps([{"question": "?", "reply": "!"}]))
     Path("empty.jsonl").write_text("")
@@ -439,11 +330,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(runs, capsys):
         ("empty.jsonl", good, "--dataset", "empty.jsonl"),
         ("equal ratings", good, "--dataset", "tied.json"),
         ("no prompt is left: ", good, "--dataset", "trained.json"),
-        ("fold 1: it was trained on prompts of fold 2", good, "--dataset", "a", "--fold", "2"),
+        (
+            "fold 1: it was trained on prompts of fold 2",
+            good,
+            "--dataset",
+            "a",
+            "--fold",
+            "2",
+        ),
         ("invalid choice", good, "--dataset", "pairs.json", "--fold", "5"),
         ("not allowed with", good, "--dataset", "a", "--fold", "1", "--all-prompts"),
         ("at least 1", good, "--dataset", "pairs.json", "--limit", "0"),
-        ("cannot write", good, "--dataset", "pairs.json", "--output", "no/such/file.json"),
+        (
+            "cannot write",
+            good,
+            "--dataset",
+            "pairs.json",
+            "--output",
+            "no/such/file.json",
+        ),
         ("cannot write", good, "--dataset", "pairs.json", "--output", "."),
         ("required", good),
     ):

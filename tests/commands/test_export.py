@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,29 +17,46 @@ from minirlhf import heads, model, score, tokens
 from minirlhf.commands import export
 
 CLASSIFIER = "sequence-classification"
-CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
+)
 PAIRS = [
     ("What is 2 + 2?", "2 + 2 = 4"),
     ("What is 2 + 2?", "5"),
     ("", "An answer without a question."),
-    ("How much is left?", "Nothing at all.<|endoftext|>"),  # GPT-2's EOS, in the text itself
+    (
+        "How much is left?",
+        "Nothing at all.<|endoftext|>",
+    ),  # GPT-2's EOS, in the text itself
     ("How many apples are left? " * 20, "Twelve apples. " * 3),  # both are cut
     ("How many?", "First 3 apples, then 4, then 5. " * 20),
 ]
-# name -> approach, base, pooling, format
+PROMPTS = [prompt for prompt, _ in PAIRS]
+RESPONSES = [response for _, response in PAIRS]
+
+
+class Case(NamedTuple):
+    """A run, and the form in which it is exported."""
+
+    approach: str
+    base: str
+    pooling: str | None
+    form: str | None = None  # the default
+
+
 CASES = {
-    "regression": ("regression", "encoder", None, None),
-    "regression, published": ("regression", "published", None, None),
-    "bt-frozen, mean": ("bt-frozen", "encoder", "mean", None),
-    "bt-frozen, cls": ("bt-frozen", "encoder", "cls", None),
-    "bt-frozen, last": ("bt-frozen", "decoder", "last", None),
-    "bt-finetune, mean": ("bt-finetune", "decoder", "mean", None),
-    "bt-finetune, cls": ("bt-finetune", "encoder", "cls", None),
-    "bt-finetune, last": ("bt-finetune", "decoder", "last", None),
-    "bt-finetune, chat": ("bt-finetune", "chat", "last", None),
-    "classifier": ("bt-finetune", "decoder", "last", CLASSIFIER),
-    "classifier, chat": ("bt-finetune", "chat", "last", CLASSIFIER),
-    "classifier, response only": ("bt-finetune", "decoder", "last", CLASSIFIER),
+    "regression": Case("regression", "encoder", None),
+    "regression, published": Case("regression", "published", None),
+    "bt-frozen, mean": Case("bt-frozen", "encoder", "mean"),
+    "bt-frozen, cls": Case("bt-frozen", "encoder", "cls"),
+    "bt-frozen, last": Case("bt-frozen", "decoder", "last"),
+    "bt-finetune, mean": Case("bt-finetune", "decoder", "mean"),
+    "bt-finetune, cls": Case("bt-finetune", "encoder", "cls"),
+    "bt-finetune, last": Case("bt-finetune", "decoder", "last"),
+    "bt-finetune, chat": Case("bt-finetune", "chat", "last"),
+    "classifier": Case("bt-finetune", "decoder", "last", CLASSIFIER),
+    "classifier, chat": Case("bt-finetune", "chat", "last", CLASSIFIER),
+    "classifier, response only": Case("bt-finetune", "decoder", "last", CLASSIFIER),
 }
 # Runs the README's code in each folder, then judges all texts in one batch.
 OTHER_LIBRARY = """
@@ -66,24 +84,40 @@ print(json.dumps(found))
 def bases(tiny_encoder, tiny_decoder, tmp_path_factory) -> dict[str, str]:
     """Model folders: the two tiny ones, a SentenceTransformer with a prompt, a chat model."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import (
+        Normalize,
+        Pooling,
+        Transformer,
+    )
 
-    chat, published = (str(tmp_path_factory.mktemp(name)) for name in ("chat", "published"))
+    chat = str(tmp_path_factory.mktemp("chat"))
+    published = str(tmp_path_factory.mktemp("published"))
     AutoModel.from_pretrained(tiny_decoder).save_pretrained(chat)
     tokenizer = AutoTokenizer.from_pretrained(tiny_decoder, pad_token="<|endoftext|>")
     tokenizer.chat_template = CHAT
-    twice = processors.TemplateProcessing(  # what a template's text must not get once more
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    twice = (
+        processors.TemplateProcessing(  # what a template's text must not get once more
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
     )
     tokenizer.backend_tokenizer.post_processor = twice
     tokenizer.save_pretrained(chat)
     modules = [Transformer(tiny_encoder), Pooling(32, "cls"), Normalize()]
     prompts = {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
-    SentenceTransformer(modules=modules, device="cpu", **prompts).save_pretrained(published)
-    return {"encoder": tiny_encoder, "decoder": tiny_decoder, "chat": chat, "published": published}
+    SentenceTransformer(modules=modules, device="cpu", **prompts).save_pretrained(
+        published
+    )
+    return {
+        "encoder": tiny_encoder,
+        "decoder": tiny_decoder,
+        "chat": chat,
+        "published": published,
+    }
 
 
-def make_run(folder: Path, approach: str, base: str, pooling: str | None, **info) -> score.Scorer:
+def make_run(
+    folder: Path, approach: str, base: str, pooling: str | None, **info
+) -> score.Scorer:
     """A run as train.py leaves it, with a drawn head in place of a trained one."""
     built = model.build(approach, base, pooling, max_length=64)
     built.info.update(info)
@@ -91,45 +125,74 @@ def make_run(folder: Path, approach: str, base: str, pooling: str | None, **info
     if approach != "classification":
         torch.nn.init.normal_(built.head.output.weight)
     if isinstance(built.head, heads.MLPHead):
-        rows, _ = built.encode(*zip(*PAIRS, strict=True))
-        built.head.fit_input(built.map(built.vectors, rows))
-        built.head.std.clamp_(min=0.05)  # a random BERT's [CLS] hardly varies: see export.SAME
+        token_rows = built.encode(PROMPTS, RESPONSES).token_rows
+        with torch.no_grad():
+            built.head.fit_input(built.vectors(token_rows))
+        built.head.std.clamp_(
+            min=0.05
+        )  # a random BERT's [CLS] hardly varies: see export.SAME
         built.head.fit_output(torch.tensor([1.0, 4.0, 9.0]))
     model.save(built, folder / "model")
     return score.load(folder, "cpu")
 
 
+class Judged(NamedTuple):
+    """An exported run, and what both libraries say of the texts of `PAIRS`."""
+
+    out: Path  # the exported folder
+    ours: torch.Tensor  # (N,) our rewards
+    printed: float  # what the code of the README prints
+    theirs: list[float]  # N, the rewards of the other library
+
+
 @pytest.fixture(scope="module")
-def judged(bases, tmp_path_factory) -> dict:
-    """name -> our rewards, the README's first number, the other library's rewards, the folder."""
-    expected, ask = {}, {}
-    for name, (approach, base, pooling, form) in CASES.items():
+def judged(bases, tmp_path_factory) -> dict[str, Judged]:
+    """Every case, exported, and judged in one process without minirlhf."""
+    outs = {}
+    rewards = {}
+    questions = {}
+    for name, case in CASES.items():
         run = tmp_path_factory.mktemp("run")
         only = name.endswith("response only")
-        scorer = make_run(run, approach, bases[base], pooling, response_only=only)
-        export.main([str(run), f"{run}/out", *(["--format", form] if form else [])])
-        pairs = [("" if only else prompt, response) for prompt, response in PAIRS]
-        texts = [tokens.render(*pair, scorer.model.tokenizer) for pair in pairs]
-        ask[f"{run}/out"] = texts, base == "chat"
-        expected[name] = torch.tensor(scorer.score_many(*zip(*PAIRS, strict=True))), run / "out"
+        scorer = make_run(
+            run, case.approach, bases[case.base], case.pooling, response_only=only
+        )
+        rewards[name] = torch.tensor(scorer.score_many(PROMPTS, RESPONSES))
+        outs[name] = run / "out"
+        flags = ["--format", case.form] if case.form else []
+        export.main([str(run), str(outs[name]), *flags])
+
+        texts = []
+        for prompt, response in PAIRS:
+            texts.append(
+                tokens.render("" if only else prompt, response, scorer.model.tokenizer)
+            )
+        questions[str(outs[name])] = (texts, case.base == "chat")
+
     command = [sys.executable, "-c", OTHER_LIBRARY]
-    done = subprocess.run(command, input=json.dumps(ask), capture_output=True, text=True)
+    done = subprocess.run(
+        command, input=json.dumps(questions), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: (ours, *found[str(out)], out) for name, (ours, out) in expected.items()}
+    answers = json.loads(done.stdout.splitlines()[-1])
+    found = {}
+    for name, out in outs.items():
+        printed, theirs = answers[str(out)]
+        found[name] = Judged(out, rewards[name], printed, theirs)
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_other_library_gives_our_rewards(name, judged):
-    ours, printed, theirs, _ = judged[name]
-    assert ours.std() > 0.01  # or the comparison would say nothing
-    assert printed == pytest.approx(ours[0].item(), rel=1e-5, abs=1e-5)
-    assert theirs == pytest.approx(ours.tolist(), rel=1e-5, abs=1e-5)
+    case = judged[name]
+    assert case.ours.std() > 0.01  # or the comparison would say nothing
+    assert case.printed == pytest.approx(case.ours[0].item(), rel=1e-5, abs=1e-5)
+    assert case.theirs == pytest.approx(case.ours.tolist(), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_export_is_safetensors_and_json_and_names_no_code(name, judged):
-    out = judged[name][-1]
+    out = judged[name].out
     suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".safetensors", ".md", ".jinja", ".txt"}
     settings = "".join(path.read_text() for path in out.rglob("*.json"))
@@ -138,10 +201,9 @@ def test_an_export_is_safetensors_and_json_and_names_no_code(name, judged):
 
 
 def test_the_readme_says_which_text_to_feed(judged):
-    plain, chat, only = (
-        (judged[name][-1] / "README.md").read_text()
-        for name in ("regression", "classifier, chat", "classifier, response only")
-    )
+    plain = (judged["regression"].out / "README.md").read_text()
+    chat = (judged["classifier, chat"].out / "README.md").read_text()
+    only = (judged["classifier, response only"].out / "README.md").read_text()
     assert "Question: {prompt}\n\nAnswer: {response}\n" in plain
     assert "scale of the ratings" in plain
     assert "[user] {prompt}<|endoftext|>[assistant] {response}<|endoftext|>\n" in chat
@@ -153,16 +215,19 @@ def test_the_readme_says_which_text_to_feed(judged):
 def test_a_pipeline_gives_the_raw_reward(judged):
     from transformers import pipeline
 
-    ours, *_, out = judged["classifier"]
-    judge = pipeline("text-classification", str(out), device="cpu")
+    case = judged["classifier"]
+    judge = pipeline("text-classification", str(case.out), device="cpu")
     got = judge("Question: What is 2 + 2?\n\nAnswer: 2 + 2 = 4")[0]["score"]
-    assert got == pytest.approx(ours[0].item(), rel=1e-5)
+    assert got == pytest.approx(case.ours[0].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("mean", [0, 1, 1000])  # of the vectors, in their standard deviations
+@pytest.mark.parametrize(
+    "mean", [0, 1, 1000]
+)  # of the vectors, in their standard deviations
 def test_dense_modules_compute_what_the_head_does(mean):
     torch.manual_seed(0)
-    head, vectors = heads.MLPHead(32), 0.1 * (mean + torch.randn(100, 32))
+    head = heads.MLPHead(32)
+    vectors = 0.1 * (mean + torch.randn(100, 32))
     torch.nn.init.normal_(head.output.weight)
     head.fit_input(vectors)
     head.fit_output(torch.tensor([10.0, 30.0]))
@@ -171,13 +236,21 @@ def test_dense_modules_compute_what_the_head_does(mean):
         features = module(features)
     expected = head(vectors)
     assert expected.std() > 1
-    assert torch.allclose(features["sentence_embedding"][:, 0], expected, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        features["sentence_embedding"][:, 0], expected, rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("approach", "base", "pooling", "form", "reason"),
     [
-        ("classification", "encoder", None, "sentence-transformers", "no score to export"),
+        (
+            "classification",
+            "encoder",
+            None,
+            "sentence-transformers",
+            "no score to export",
+        ),
         ("classification", "encoder", None, CLASSIFIER, "no score to export"),
         ("regression", "encoder", None, CLASSIFIER, "two layers"),
         ("bt-frozen", "decoder", "last", CLASSIFIER, "two layers"),
@@ -185,7 +258,9 @@ def test_dense_modules_compute_what_the_head_does(mean):
         ("bt-finetune", "decoder", "mean", CLASSIFIER, "pools by mean"),
     ],
 )
-def test_what_has_no_exact_form_is_refused(approach, base, pooling, form, reason, bases, capsys):
+def test_what_has_no_exact_form_is_refused(
+    approach, base, pooling, form, reason, bases, capsys
+):
     make_run(Path("run"), approach, bases[base], pooling)
     capsys.readouterr()
     assert refused(capsys, "run", "out", "--format", form).count(reason) == 1
@@ -232,9 +307,8 @@ def test_a_run_of_train_py_is_exported_and_not_touched(tiny_decoder, pairs_file,
     Path("out").mkdir()  # an empty folder is no obstacle
     export.main(["run", "out", "--format", CLASSIFIER])
     last = capsys.readouterr().out.splitlines()[-1]
-    number, count, cut = re.fullmatch(
-        r".*: (\S+) of their.*; (\d+) texts, (\d+) cut", last
-    ).groups()
+    words = r".*: (\S+) of their.*; (\d+) texts, (\d+) cut"
+    number, count, cut = re.fullmatch(words, last).groups()
     assert float(number) < 1e-5
     assert (int(count), int(cut)) == (22, 0)
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == files

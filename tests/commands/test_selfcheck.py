@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,31 +12,48 @@ from minirlhf import approaches, heads, loops, losses, model, pooling, score, to
 from minirlhf.commands import selfcheck
 
 
-def table(capsys, *flags):
-    """Exit code, and (verdict, number or nothing) of each line of the printed tables."""
+class Table(NamedTuple):
+    """What the command printed, and how it ended."""
+
+    code: int
+    verdicts: list[str]  # of each line of the tables
+
+
+def table(capsys, *flags) -> Table:
     with pytest.raises(SystemExit) as stopped:
         selfcheck.main(["--device", "cpu", *flags])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    return stopped.value.code, [line[0] for line in lines]
+    lines = capsys.readouterr().out.splitlines()
+    verdicts = [line.split()[0] for line in lines if line.startswith("  ")]
+    return Table(stopped.value.code, verdicts)
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A scorer of each approach, with the pairs and rows to check it with."""
+    """The scorer of a tiny run of each approach."""
     found = {}
     for approach in approaches.STEPS:
         folder = tmp_path_factory.mktemp(approach)
         selfcheck.make_tiny_run(approach, folder)
-        scorer = score.load(folder, "cpu")
-        found[approach] = scorer, *selfcheck.choose(scorer.model, selfcheck.TRAINED)
+        found[approach] = score.load(folder, "cpu")
     return found
 
 
 # One learns from real ratings, the other changes the encoder.
 @pytest.mark.parametrize("approach", ["regression", "bt-finetune"])
-def test_a_sound_run_passes_and_is_not_touched(approach, tiny_encoder, pairs_file, capsys):
+def test_a_sound_run_passes_and_is_not_touched(
+    approach, tiny_encoder, pairs_file, capsys
+):
     flags = ["--approach", approach, "--dataset", pairs_file, "--model", tiny_encoder]
-    flags += ["--max-length", "96", "--epochs", "1", "--tracking-uri", "none", "--device", "cpu"]
+    flags += [
+        "--max-length",
+        "96",
+        "--epochs",
+        "1",
+        "--tracking-uri",
+        "none",
+        "--device",
+        "cpu",
+    ]
     train.main([*flags, "--output", "run"])
     capsys.readouterr()
     files = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
@@ -50,7 +68,7 @@ def test_a_decoder_passes(tiny_decoder, capsys):
     built = model.build("bt-frozen", tiny_decoder, max_length=96)
     torch.nn.init.normal_(built.head.output.weight)
     model.save(built, Path("run/model"))
-    assert table(capsys, "run") == (0, ["PASS"] * 8)
+    assert table(capsys, "run") == Table(0, ["PASS"] * 8)
 
 
 def test_without_a_run_tiny_models_of_all_approaches_are_checked(capsys):
@@ -59,11 +77,14 @@ def test_without_a_run_tiny_models_of_all_approaches_are_checked(capsys):
     assert (verdicts.count("PASS"), verdicts.count("-")) == (31, 1)
 
 
-def test_pooling_a_pad_position_fails_the_padding_line_and_the_command(monkeypatch, capsys):
-    monkeypatch.setitem(pooling.POOLERS, "mean", lambda hidden, mask: hidden[:, -1].float())
-    selfcheck.make_tiny_run(
-        "bt-frozen", Path("run")
-    )  # trained with the bug: it learns all the same
+def test_pooling_a_pad_position_fails_the_padding_line_and_the_command(
+    monkeypatch, capsys
+):
+    monkeypatch.setitem(
+        pooling.POOLERS, "mean", lambda hidden, mask: hidden[:, -1].float()
+    )
+    # It is trained with the bug, too, and learns all the same.
+    selfcheck.make_tiny_run("bt-frozen", Path("run"))
     code, verdicts = table(capsys, "run")
     assert code == 1
     assert verdicts[0] == "FAIL"
@@ -81,16 +102,22 @@ def head_with_opinions(patch, scorer):
 
 
 def concatenation(patch, scorer):
-    patch.setattr(heads.PairHead, "forward", lambda self, a, b: self.g(torch.cat([a, b], dim=-1)))
+    patch.setattr(
+        heads.PairHead, "forward", lambda self, a, b: self.g(torch.cat([a, b], dim=-1))
+    )
 
 
 def encoder_without_gradient(patch, scorer):
-    patch.setattr(model.RewardModel, "vectors", torch.no_grad()(model.RewardModel.vectors))
+    patch.setattr(model.RewardModel, "embed", torch.no_grad()(model.RewardModel.embed))
 
 
 def evaluation_on_training_pairs(patch, scorer):
-    fit = loops.fit_frozen
-    patch.setattr(loops, "fit_frozen", lambda m, x, pairs, _, args: fit(m, x, pairs, pairs, args))
+    fit_frozen = loops.fit_frozen
+
+    def leaking(model, features, train, validation, settings):
+        return fit_frozen(model, features, train, train, settings)
+
+    patch.setattr(loops, "fit_frozen", leaking)
 
 
 def dropout_left_on(patch, scorer):
@@ -102,24 +129,28 @@ def head_not_loaded(patch, scorer):
 
 
 def sigmoid_on_the_score(patch, scorer):
-    right = score.Scorer.score_many
-    logistic = lambda *texts: torch.tensor(right(*texts)).sigmoid().tolist()  # noqa: E731
-    patch.setattr(score.Scorer, "score_many", logistic)
+    score_many = score.Scorer.score_many
+
+    def squashed(self, prompts, responses):
+        return torch.tensor(score_many(self, prompts, responses)).sigmoid().tolist()
+
+    patch.setattr(score.Scorer, "score_many", squashed)
 
 
 def truncation_from_the_right_in_scoring(patch, scorer):
     encode = tokens.encode
+    win_probabilities = score.Scorer.win_probabilities
 
-    def cut(prompts, responses, tokenizer, limit):
-        return [row[:limit] for row in encode(prompts, responses, tokenizer, 10**6)[0]], 0
+    def keep_the_left(prompts, responses, tokenizer, limit):
+        whole = encode(prompts, responses, tokenizer, 10**6)
+        return tokens.Encoded([ids[:limit] for ids in whole.token_rows], cut=0)
 
-    def read(self, *texts):
+    def wrong_in_scoring(self, prompt, responses):
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(tokens, "encode", cut)
-            return right(self, *texts)
+            inner.setattr(tokens, "encode", keep_the_left)
+            return win_probabilities(self, prompt, responses)
 
-    right = score.Scorer._map
-    patch.setattr(score.Scorer, "_map", read)
+    patch.setattr(score.Scorer, "win_probabilities", wrong_in_scoring)
 
 
 def broken_weights(patch, scorer):
@@ -129,7 +160,7 @@ def broken_weights(patch, scorer):
 
 
 def same_reward_for_all(patch, scorer):
-    patch.setattr(scorer, "model", selfcheck.fresh(scorer.model))
+    patch.setattr(scorer, "model", selfcheck.with_new_head(scorer.model))
 
 
 @pytest.mark.parametrize(
@@ -150,22 +181,32 @@ def same_reward_for_all(patch, scorer):
         (evaluation_on_training_pairs, "bt-frozen", selfcheck.shuffled_labels),
         (head_not_loaded, "bt-finetune", selfcheck.save_and_load),
         (sigmoid_on_the_score, "bt-finetune", selfcheck.training_is_scoring),
-        (truncation_from_the_right_in_scoring, "classification", selfcheck.training_is_scoring),
+        (
+            truncation_from_the_right_in_scoring,
+            "classification",
+            selfcheck.training_is_scoring,
+        ),
     ],
 )
 def test_a_planted_bug_is_found(plant, approach, check, sound, monkeypatch):
-    number, limit, _ = check(*sound[approach])
-    assert number <= limit
-    plant(monkeypatch, sound[approach][0])
-    number, limit, _ = check(*sound[approach])
-    assert not number <= limit
+    scorer = sound[approach]
+    sample = selfcheck.choose(scorer.model, selfcheck.TRAINED)
+    finding = check(scorer, sample.pairs, sample.token_rows)
+    assert finding.number <= finding.limit
+    assert finding.verdict == "PASS"
+
+    plant(monkeypatch, scorer)
+    finding = check(scorer, sample.pairs, sample.token_rows)
+    assert not finding.number <= finding.limit
+    assert finding.verdict == "FAIL"
 
 
 def test_a_check_that_a_broken_model_stops_is_a_failure(sound, capsys, monkeypatch):
-    scorer, *texts = sound["bt-finetune"]
+    scorer = sound["bt-finetune"]
+    sample = selfcheck.choose(scorer.model, selfcheck.TRAINED)
     broken_weights(monkeypatch, scorer)
     torch.nn.init.constant_(next(scorer.model.encoder.parameters()), torch.nan)
-    assert selfcheck.print_table(scorer, *texts) == 8
+    assert selfcheck.print_table(scorer, sample.pairs, sample.token_rows) == 8
     assert "no finite gradient" in capsys.readouterr().out
 
 

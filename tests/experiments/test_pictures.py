@@ -16,7 +16,7 @@ from minirlhf import losses, pooling
 from minirlhf.experiments import pictures
 from minirlhf.report import figures
 
-SCHEMES = ["gradient.png", "losses.png", "pooling.png"]
+WITHOUT_RESULTS = ["gradient.png", "losses.png", "pooling.png"]
 MODULE = "minirlhf.experiments.mistakes"
 
 
@@ -32,20 +32,31 @@ def no_warning():
 def results(tmp_path, monkeypatch):
     """Made-up results, and a made-up tool that draws the second kind of them."""
     ends = {"accuracy_low": 0.6, "accuracy_high": 0.8}
-    rows = [{"name": "bt-finetune", "accuracy": 0.7} | ends, {"name": "chance", "accuracy": 0.5}]
+    rows = [
+        {"name": "bt-finetune", "accuracy": 0.7} | ends,
+        {"name": "chance", "accuracy": 0.5},
+    ]
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "bundled.json").write_text(json.dumps(rows))
     (folder / "mistakes.json").write_text(json.dumps({"seconds": 1.0, "rows": rows}))
-    monkeypatch.setitem(sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison))
+    monkeypatch.setitem(
+        sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison)
+    )
     return folder
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures, by the name of the file they were written to."""
-    kept, write = {}, Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda f, p: (kept.update({p.name: f}), write(f, p)))
+    kept = {}
+    write = Figure.savefig
+
+    def keep_and_write(figure, path):
+        kept[path.name] = figure
+        write(figure, path)
+
+    monkeypatch.setattr(Figure, "savefig", keep_and_write)
     return kept
 
 
@@ -56,7 +67,7 @@ def draw(output="images") -> list[str]:
 
 def test_every_picture_is_written_wide_small_and_opaque(capsys):
     names = draw()
-    assert names == sorted([*SCHEMES, "comparison.png", "mistakes.png"])
+    assert names == sorted([*WITHOUT_RESULTS, "comparison.png", "mistakes.png"])
     assert sorted(capsys.readouterr().out.split()) == [f"images/{name}" for name in names]
     for name in names:
         content = Path("images", name).read_bytes()
@@ -68,7 +79,9 @@ def test_every_picture_is_written_wide_small_and_opaque(capsys):
 def test_the_background_is_white_and_opaque():
     for name in draw():
         pixels = imread(f"images/{name}")  # (height, width, 4), from 0 to 1
-        assert (pixels[..., 3] == 1).all() and (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1).all()
+        assert (pixels[..., 3] == 1).all() and (
+            pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1
+        ).all()
 
 
 def test_two_runs_write_the_same_pixels():
@@ -78,17 +91,21 @@ def test_two_runs_write_the_same_pixels():
 
 
 def test_no_text_is_cut_or_runs_into_another_or_over_an_edge(monkeypatch, drawn):
-    seen, write = {}, Text.draw
+    seen = {}
+    write = Text.draw
 
     def spy(text, renderer):
         write(text, renderer)  # called for what is drawn only: no ticks beyond the axes
         if text.get_text().strip() and text.get_visible():
-            seen.setdefault(text.get_figure(), {})[text] = Text.get_window_extent(text, renderer)
+            seen.setdefault(text.get_figure(), {})[text] = Text.get_window_extent(
+                text, renderer
+            )
 
     monkeypatch.setattr(Text, "draw", spy)
     draw()
-    for name in SCHEMES:
-        page, boxes = drawn[name].bbox, list(seen[drawn[name]].items())
+    for name in WITHOUT_RESULTS:
+        page = drawn[name].bbox
+        boxes = list(seen[drawn[name]].items())
         assert len(boxes) > 10
         for i, (text, box) in enumerate(boxes):
             assert box.x0 >= page.x0 + 4 and box.x1 <= page.x1 - 4, (name, text)
@@ -105,19 +122,29 @@ def test_the_pooling_picture_marks_what_the_poolers_read(drawn):
     draw()
     (axes,) = drawn["pooling.png"].axes
     marked = {}  # marker and color -> the columns of each text, from left to right
-    columns = sorted({t.get_position()[0] for t in axes.texts if t.get_text() in ("0", "1")})
+    columns = sorted(
+        {t.get_position()[0] for t in axes.texts if t.get_text() in ("0", "1")}
+    )
     for line in axes.get_lines():
         if line.get_marker() != "None":
             key = "mistake" if line.get_color() == figures.RED else line.get_marker()
-            marked.setdefault(key, []).append([columns.index(x) for x in line.get_xdata()])
-    ids = torch.arange(7.0).reshape(1, 7, 1).repeat(2, 1, 1)  # each state tells its own place
+            marked.setdefault(key, []).append(
+                [columns.index(x) for x in line.get_xdata()]
+            )
+    ids = (
+        torch.arange(7.0).reshape(1, 7, 1).repeat(2, 1, 1)
+    )  # each state tells its own place
     mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
-    shown = re.findall(r"[01]", "".join(t.get_text() for t in axes.texts if t.get_text() in "01"))
+    shown = re.findall(
+        r"[01]", "".join(t.get_text() for t in axes.texts if t.get_text() in "01")
+    )
     assert [int(bit) for bit in shown] == mask.flatten().tolist()
     for name, marker in (("mean", "o"), ("last", "s"), ("cls", "^")):
         vectors = pooling.POOLERS[name](ids, mask).flatten().tolist()
         assert [sum(read) / len(read) for read in marked[marker]] == vectors
-    assert marked["mistake"] == [[column] for column in ids[:, -1].int().flatten().tolist()]
+    assert marked["mistake"] == [
+        [column] for column in ids[:, -1].int().flatten().tolist()
+    ]
 
 
 def test_the_losses_are_the_library_s(drawn):
@@ -137,27 +164,34 @@ def test_the_losses_are_the_library_s(drawn):
 def test_missing_results_are_skipped_with_a_line(results, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, MODULE, None)  # the tool is not there
     (results / "bundled.json").unlink()
-    assert draw() == SCHEMES
+    assert draw() == WITHOUT_RESULTS
     (line, other) = (s for s in capsys.readouterr().out.splitlines() if "skipped" in s)
     assert line == "images/comparison.png skipped: there is no results/bundled.json"
     assert "images/mistakes.png skipped" in other and MODULE in other
     (results / "mistakes.json").unlink()
-    assert draw() == SCHEMES
+    assert draw() == WITHOUT_RESULTS
     assert "there is no results/mistakes.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["{", "3", "[3]", '[{"accuracy": 0.5}]', '{"a": 1}'])
 def test_bad_rows_are_one_sentence(content, results, monkeypatch, capsys):
-    monkeypatch.setattr(pictures, "SCHEMES", {})
+    monkeypatch.setattr(pictures, "WITHOUT_RESULTS", {})
     (results / "bundled.json").write_text(content)
     with pytest.raises(SystemExit) as stop:
         draw()
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and "results/bundled.json" in error
+    assert (
+        stop.value.code == 2
+        and error.count("\n") == 1
+        and "results/bundled.json" in error
+    )
 
 
 def test_a_missing_folder_is_one_sentence(capsys):
-    for flags in (["--results", "nowhere"], ["--results", "results", "--output", "a file"]):
+    for flags in (
+        ["--results", "nowhere"],
+        ["--results", "results", "--output", "a file"],
+    ):
         Path("a file").touch()
         with pytest.raises(SystemExit) as stop:
             pictures.main(flags)

@@ -4,57 +4,51 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import prepare
+from test_loops import without_seconds
 
 from minirlhf import data, loops, model
-from minirlhf.bundled.arithmetic import generate
-from minirlhf.runtime import checkpoint, device
+from minirlhf.runtime import checkpoint, ranks
+from minirlhf.settings import FINETUNE
 
-ARGS = {"lr": 1e-3, "weight_decay": 0.01, "patience": 1000, "seed": 0, "batch_size": 8}
-ARGS |= {"accumulate": 1, "warmup": 0.1, "clip": 1.0, "dropout": 0.0}
-
+LEARN = replace(FINETUNE, lr=1e-3, patience=1000, batch_size=8)
+ONE_STEP = replace(LEARN, lr=1.0, epochs=1, batch_size=9, warmup=0.0, clip=1e9)
 SETTINGS = {
-    "one step": {
-        "plain": True,
-        "lr": 1.0,
-        "epochs": 1,
-        "batch_size": 9,
-        "warmup": 0.0,
-        "clip": 1e9,
-    },
-    "learn": {"epochs": 20},
-    "accumulate": {"epochs": 5, "batch_size": 2, "accumulate": 5},
+    "one step": ONE_STEP,
+    "learn": replace(LEARN, epochs=20),
+    "accumulate": replace(LEARN, epochs=5, batch_size=2, accumulate=5),
 }
 
 
-def train(encoder, plain=False, **settings):
+def plain(weights, **_):
+    """One step of it leaves minus the gradient in the weights, times the rate."""
+    return torch.optim.SGD(weights, lr=1.0)
+
+
+def train(encoder, settings):
     """History, margins of all pairs, and how far each weight moved, for 9 pairs.
 
     With 8 pairs a batch, one batch of an epoch is a single pair: one process has none of it.
     """
     adamw = torch.optim.AdamW
-    if plain:  # one step of it leaves minus the gradient in the weights, times the rate
-        torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups, lr=1.0)
-    device.seed_everything(0)
-    built = model.build("bt-finetune", encoder, max_length=96)
-    pairs, _ = data.build_pairs(generate(9))
-    prompts, responses, (part,) = data.index_texts(pairs)
+    if settings is ONE_STEP:
+        torch.optim.AdamW = plain
+    built, token_rows, part = prepare("bt-finetune", encoder, pairs=9)
     part = part._replace(prompt=torch.arange(9))
-    rows, _ = built.encode(prompts, responses)
-    loops.start_head(built, rows, part)  # as the loop will again; the rest is the gradient
+    loops.start_head(
+        built, token_rows, part
+    )  # as the loop will again; the rest is the gradient
     before = {n: p.detach().clone() for n, p in built.named_parameters()}
-    args = SimpleNamespace(**(ARGS | settings))
-    history = [
-        {k: v for k, v in row.items() if k != "seconds"}
-        for row in loops.fit_finetune(built, rows, part, part, args)
-    ]
+    history = list(loops.fit_finetune(built, token_rows, part, part, settings))
     torch.optim.AdamW = adamw
     moved = {n: (p - before[n]).detach() for n, p in built.named_parameters()}
-    return history, loops.evaluate(built, rows, part)[1], moved
+    margins = loops.evaluate_texts(built, token_rows, part).margins
+    return without_seconds(history), margins, moved
 
 
 def one_of_two(rank, port, encoder, folder):
@@ -62,10 +56,10 @@ def one_of_two(rank, port, encoder, folder):
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({k: str(v) for k, v in names.items()})
     torch.set_num_threads(1)
-    assert device.join_ranks("cpu") == "cpu"
-    assert device.ranks() == (rank, 2)
+    assert ranks.join("cpu") == "cpu"
+    assert (ranks.rank(), ranks.count()) == (rank, 2)
     for name, settings in SETTINGS.items():
-        torch.save(train(encoder, **settings), f"{folder}/{name}-{rank}.pt")
+        torch.save(train(encoder, settings), f"{folder}/{name}-{rank}.pt")
 
 
 def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
@@ -73,8 +67,10 @@ def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two, (port, tiny_encoder, str(tmp_path)), nprocs=2)
-    together = {n: [torch.load(tmp_path / f"{n}-{r}.pt") for r in (0, 1)] for n in SETTINGS}
-    alone = {name: train(tiny_encoder, **settings) for name, settings in SETTINGS.items()}
+    together = {
+        n: [torch.load(tmp_path / f"{n}-{r}.pt") for r in (0, 1)] for n in SETTINGS
+    }
+    alone = {name: train(tiny_encoder, settings) for name, settings in SETTINGS.items()}
 
     # The gradient of the first step, from unequal shares of 4 and 5 pairs.
     gradient = alone["one step"][2]
@@ -114,12 +110,20 @@ train.main(sys.argv[1:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--folds", "2"]])
-def test_two_processes_resume_what_two_were_stopped_at(more, tiny_encoder, pairs_file):
+def test_two_processes_resume_what_two_were_stopped_at(tiny_encoder, pairs_file):
     root = str(Path(__file__).parents[2])
     Path("stopped.py").write_text(STOPPED.format(root=root))
-    flags = ["--dataset", "pairs.jsonl", "--model", tiny_encoder, "--max-length", "64", *more]
-    flags += ["--epochs", "4", "--batch-size", "8", "--device", "cpu", "--tracking-uri", "none"]
+    flags = ["--dataset", "pairs.jsonl", "--model", tiny_encoder, "--max-length", "64"]
+    flags += [
+        "--epochs",
+        "4",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--tracking-uri",
+        "none",
+    ]
 
     def run(*command: str) -> int:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -132,23 +136,26 @@ def test_two_processes_resume_what_two_were_stopped_at(more, tiny_encoder, pairs
     assert run("stopped.py", *flags, "--output", "stopped") != 0
     assert run(f"{root}/train.py", "--resume", "stopped") == 0
     for file in ("history.jsonl", "predictions.jsonl"):
-        for path in Path("whole").rglob(file):
-            other = Path("stopped", *path.parts[1:])
-            rows, others = checkpoint.read_jsonl(path), checkpoint.read_jsonl(other)
-            for row in [*rows, *others]:
-                row.pop("seconds", None)
-            assert rows == others, path
+        whole = checkpoint.read_jsonl(Path("whole", file))
+        stopped = checkpoint.read_jsonl(Path("stopped", file))
+        assert whole
+        assert without_seconds(whole) == without_seconds(stopped), file
+
+
+def pretend(monkeypatch, rank, count):
+    """Make this process one of several, whose sums are those of its own share."""
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    monkeypatch.setattr(ranks, "count", lambda: count)
 
 
 def test_a_process_without_a_text_evaluates_along(tiny_encoder, monkeypatch):
-    reward = model.build("bt-finetune", tiny_encoder, max_length=64).eval()
-    rows, _ = reward.encode(["2 + 2?"] * 3, ["4", "5", "6"])
-    alone = reward.map(reward.vectors, rows)
-    monkeypatch.setattr(loops, "sum_over_ranks", lambda tensors: None)
+    built = model.build("bt-finetune", tiny_encoder, max_length=64).eval()
+    token_rows = built.encode(["2 + 2?"] * 3, ["4", "5", "6"]).token_rows
+    alone = built.vectors(token_rows)
     shares = []
     for rank in range(5):  # more than there are texts
-        monkeypatch.setattr(loops, "ranks", lambda rank=rank: (rank, 5))
-        shares.append(loops._vectors(reward, rows, lambda batches, name: batches))
+        pretend(monkeypatch, rank, count=5)
+        shares.append(loops.vectors_by_all(built, token_rows))
     assert [int(share.any()) for share in shares] == [1, 1, 1, 0, 0]
     torch.testing.assert_close(sum(shares), alone)
 
@@ -156,18 +163,23 @@ def test_a_process_without_a_text_evaluates_along(tiny_encoder, monkeypatch):
 def test_neighbouring_pairs_stay_in_one_process(tiny_encoder, monkeypatch):
     """Pairs of one prompt are neighbours, and both processes would read the text they share."""
     built = model.build("bt-finetune", tiny_encoder, max_length=64)
-    texts = [[f"{i} + 1?", f"{i + 1}", f"{i + n}"] for i in range(4) for n in range(2, 6)]
-    pairs = [data.PreferencePair(*text) for text in texts]
-    prompts, responses, (part,) = data.index_texts(pairs)
-    rows, _ = built.encode(prompts, responses)
-    step, read = loops.STEPS["bt-finetune"], []
+    pairs = []
+    for i in range(4):
+        for n in range(2, 6):
+            pairs.append(data.PreferencePair(f"{i} + 1?", f"{i + 1}", f"{i + n}"))
+    texts = data.number_texts(pairs)
+    part = data.make_part(pairs, texts)
+    token_rows = built.encode(texts.prompts, texts.responses).token_rows
+    step = loops.bt_finetune
+    read = []
 
-    def counted(model, rows, *rest):
-        read.append(len(rows))
-        return step(model, rows, *rest)
+    def counted(model, some_rows, *rest):
+        read.append(len(some_rows))
+        return step(model, some_rows, *rest)
 
-    monkeypatch.setitem(loops.STEPS, "bt-finetune", counted)
+    monkeypatch.setattr(loops, "bt_finetune", counted)
     for rank in range(2):
-        monkeypatch.setattr(loops, "ranks", lambda rank=rank: (rank, 2))
-        list(loops.fit_finetune(built, rows, part, part, SimpleNamespace(**ARGS, epochs=1)))
+        pretend(monkeypatch, rank, count=2)
+        settings = replace(LEARN, epochs=1)
+        list(loops.fit_finetune(built, token_rows, part, part, settings))
     assert read == [5] * 4  # two batches in two processes: one response right, four wrong

@@ -10,18 +10,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import stop_at
 from safetensors.torch import load_file
+from test_loops import without_seconds
 
 import train
-from minirlhf import encoders, loops, model
-from minirlhf.runtime import checkpoint, resume, tracking
+from minirlhf import loops, model
+from minirlhf.report import figures
+from minirlhf.runtime import checkpoint, resume, run_folder
 
 ROOT = Path(__file__).parents[2]
 
 
 def flags(tiny_encoder: str, *more: str) -> list[str]:
     short = ["--dataset", "pairs.jsonl", "--model", tiny_encoder, "--max-length", "64"]
-    how = ["--device", "cpu", "--tracking-uri", "none", "--epochs", "4", "--dropout", "0.1"]
+    how = [
+        "--device",
+        "cpu",
+        "--tracking-uri",
+        "none",
+        "--epochs",
+        "4",
+        "--dropout",
+        "0.1",
+    ]
     return [*short, *how, "--batch-size", "8", "--lr", "3e-3", *more]
 
 
@@ -31,10 +43,13 @@ def weights(run: str) -> dict[str, torch.Tensor]:
     return {f"{part.name}/{n}": t for part in parts for n, t in load_file(part).items()}
 
 
-def rows(run: str) -> list[dict]:
+def epochs(run: str) -> list[dict]:
     """What the epochs were, but for their seconds."""
-    history = checkpoint.read_jsonl(Path(run, "history.jsonl"))
-    return [{key: row[key] for key in row if key != "seconds"} for row in history]
+    return without_seconds(checkpoint.read_jsonl(Path(run, "history.jsonl")))
+
+
+def metrics(run: str) -> dict:
+    return checkpoint.read_json(Path(run, "metrics.json"))
 
 
 def assert_same(one: str, other: str) -> None:
@@ -42,22 +57,8 @@ def assert_same(one: str, other: str) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    assert rows(one) == rows(other)
-    a, b = (checkpoint.read_json(Path(run, "metrics.json")) for run in (one, other))
-    assert a["test"] == b["test"]
-
-
-def stop_at(monkeypatch, target, name: str, call: int, error=KeyboardInterrupt) -> None:
-    """The given call of a function raises."""
-    real, calls = getattr(target, name), []
-
-    def stopped(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == call:
-            raise error
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(target, name, stopped)
+    assert epochs(one) == epochs(other)
+    assert metrics(one)["test"] == metrics(other)["test"]
 
 
 @pytest.fixture
@@ -73,10 +74,11 @@ def whole(tiny_encoder, pairs_file) -> str:
     [
         (loops, "shuffled_batches", 1),  # before the first step
         (torch.optim.AdamW, "step", 15),  # in the middle of an epoch
-        (resume, "save_tensors", 2),  # an epoch is done and not saved
-        (checkpoint, "write_jsonl", 2),  # saved and not told
+        (checkpoint, "write_jsonl", 2),  # an epoch is done, and neither told nor saved
         (model, "save", 1),  # told, its model not written
-        (checkpoint, "write_text", 7),  # at the end, among the results
+        (resume, "save_tensors", 2),  # told, its model written, its state not saved
+        (checkpoint, "write_text", 7),
+        (figures, "draw_run", 1),  # at the end, among the results
     ],
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(
@@ -109,18 +111,26 @@ def kill_and_resume(tiny_encoder: str, run: str, after: float) -> None:
     time.sleep(after)
     started.send_signal(signal.SIGKILL)
     started.wait()
-    if not Path(run).exists():  # killed before anything was written: the same command again
+    if not Path(
+        run
+    ).exists():  # killed before anything was written: the same command again
         again = flags(tiny_encoder, "--output", run)
     elif Path(run, "metrics.json").exists():
         return
     else:
         again = ["--resume", run]
-    subprocess.run([*command, *again], env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, *again], env=environment, check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def seconds_of_a_run(tiny_encoder: str) -> float:
     start = time.perf_counter()
-    command = [sys.executable, str(ROOT / "train.py"), *flags(tiny_encoder, "--output", "timed")]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *flags(tiny_encoder, "--output", "timed"),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
@@ -143,38 +153,29 @@ def test_killed_twenty_times(tiny_encoder, pairs_file):
 def test_a_frozen_run_starts_over_with_its_features_kept(
     tiny_encoder, pairs_file, monkeypatch, capsys
 ):
-    same = [*flags(tiny_encoder)[:10], "--epochs", "5", "--approach", "bt-frozen", "--output"]
+    same = [
+        *flags(tiny_encoder)[:10],
+        "--epochs",
+        "5",
+        "--approach",
+        "bt-frozen",
+        "--output",
+    ]
     train.main([*same, "whole"])
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         stop_at(patch, checkpoint, "write_jsonl", 3)
         train.main([*same, "stopped"])
     history = checkpoint.read_jsonl(Path("stopped/history.jsonl"))
-    checkpoint.write_jsonl(
-        Path("stopped/history.jsonl"), [row | {"seconds": 1000.0} for row in history]
-    )
+    assert history
+    long_ago = [epoch | {"seconds": 1000.0} for epoch in history]
+    checkpoint.write_jsonl(Path("stopped/history.jsonl"), long_ago)
     train.main(["--resume", "stopped"])
     assert_same("whole", "stopped")
     # What is done again is not counted twice.
-    assert checkpoint.read_json(Path("stopped/metrics.json"))["seconds"] < 1000
-    assert "seconds, computed" not in capsys.readouterr().out.split("folder    stopped")[-1]
-
-
-def test_a_comparison_keeps_its_finished_runs(tiny_encoder, pairs_file, monkeypatch, capsys):
-    same = [*flags(tiny_encoder)[:10], "--approach", "all", "--folds", "2", "--epochs", "2"]
-    train.main([*same, "--output", "whole"])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, torch.optim.AdamW, "step", 30)
-        train.main([*same, "--output", "stopped"])
-    finished = {path: path.stat().st_mtime_ns for path in Path("stopped").glob("*/metrics.json")}
-    assert 0 < len(finished) < 10
-    train.main(["--resume", "stopped"])
-    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
-    one, other = (
-        checkpoint.read_json(Path(run, "comparison.json")) for run in ("whole", "stopped")
+    assert metrics("stopped")["seconds"] < 1000
+    assert (
+        "seconds, computed" not in capsys.readouterr().out.split("folder    stopped")[-1]
     )
-    for rows_ in (one, other):
-        assert [row.pop("seconds", None) for row in rows_]
-    assert one == other
 
 
 def test_what_cannot_be_resumed_is_refused(whole, tiny_encoder, monkeypatch, capsys):
@@ -207,8 +208,9 @@ def test_a_damaged_state_is_noticed(tiny_encoder, pairs_file, monkeypatch, capsy
         train.main(flags(tiny_encoder, "--output", "stopped"))
     state = Path("stopped/state.safetensors")
     sound = state.read_bytes()
-    tensors, numbers = checkpoint.load_tensors(state)
-    checkpoint.save_tensors(state, dict(list(tensors.items())[1:]), numbers)
+    saved = checkpoint.load_tensors(state)
+    all_but_one = dict(list(saved.tensors.items())[1:])
+    checkpoint.save_tensors(state, all_but_one, saved.numbers)
     one_missing = state.read_bytes()
     flipped = sound[:-100] + bytes([sound[-100] ^ 1]) + sound[-99:]
     for damage in (b"", sound[:50], sound[:-7], bytes(len(sound)), flipped, one_missing):
@@ -221,17 +223,30 @@ def test_a_damaged_state_is_noticed(tiny_encoder, pairs_file, monkeypatch, capsy
         assert "state.safetensors cannot be used" in said and len(said.splitlines()) == 1
     state.unlink()
     train.main(["--resume", "stopped"])
-    assert len(rows("stopped")) == 4
+    assert len(epochs("stopped")) == 4
 
 
 def test_early_stopping_and_an_earlier_best_epoch_are_resumed(
     tiny_encoder, pairs_file, monkeypatch, capsys
 ):
-    more = ["--epochs", "12", "--patience", "2", "--lr", "2e-2", "--accumulate", "2", "--balance"]
+    more = [
+        "--epochs",
+        "12",
+        "--patience",
+        "2",
+        "--lr",
+        "2e-2",
+        "--accumulate",
+        "2",
+        "--balance",
+    ]
     train.main(flags(tiny_encoder, *more, "--output", "whole"))
-    history = rows("whole")
+    history = epochs("whole")
     assert len(history) < 12 and not history[-1]["best"]
-    for epoch in (len(history) - 1, len(history)):  # one before the last; all but the results
+    for epoch in (
+        len(history) - 1,
+        len(history),
+    ):  # one before the last; all but the results
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             stop_at(patch, checkpoint, "write_jsonl", epoch)
             train.main(flags(tiny_encoder, *more, "--output", f"stopped-{epoch}"))
@@ -250,28 +265,11 @@ def test_the_store_may_be_gone_when_a_run_is_resumed(
     Path("stopped/mlflow_run_id").write_text("0" * 32)
     train.main(["--resume", "stopped"])
     assert "warning: cannot reach the tracking store" in capsys.readouterr().out
-    assert len(rows("stopped")) == 4
-
-
-def test_one_fold_of_a_comparison_can_be_resumed_alone(
-    tiny_encoder, pairs_file, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, torch.optim.AdamW, "step", 25)
-        train.main(flags(tiny_encoder, "--folds", "2", "--output", "both"))
-    with resume.locked(Path("both/bt-finetune-0")), pytest.raises(SystemExit):
-        Path("link").symlink_to("both/bt-finetune-0")
-        train.main(["--resume", "link"])
-    assert "another run is writing to" in capsys.readouterr().err
-    train.main(["--resume", "both/bt-finetune-0"])
-    assert len(rows("both/bt-finetune-0")) == 4
-    assert not Path("both/bt-finetune-0/bt-finetune-0").exists()
-    train.main(["--resume", "both"])
-    assert Path("both/comparison.json").exists()
+    assert len(epochs("stopped")) == 4
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_encoder, pairs_file, capsys):
-    with resume.locked(Path("taken")), pytest.raises(SystemExit) as exit:
+    with run_folder.locked(Path("taken")), pytest.raises(SystemExit) as exit:
         train.main(flags(tiny_encoder, "--output", "taken"))
     assert exit.value.code == 2
     assert "another run is writing to taken" in capsys.readouterr().err
@@ -290,7 +288,7 @@ def test_a_loss_that_is_not_finite_names_step_and_pairs(
     tiny_encoder, pairs_file, monkeypatch, capsys
 ):
     """A gradient in the second epoch is NaN; the first epoch's model stays as it was saved."""
-    real, calls = torch.nn.utils.clip_grad_norm_, []
+    real, calls = loops.clip_grad_norm_, []
     draw, batches = loops.shuffled_batches, []
 
     def counted(*args):
@@ -304,7 +302,7 @@ def test_a_loss_that_is_not_finite_names_step_and_pairs(
             parameters[-1].grad[0] = float("nan")
         return real(parameters, norm)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    monkeypatch.setattr(loops, "clip_grad_norm_", spoiled)
     monkeypatch.setattr(loops, "shuffled_batches", counted)
     with pytest.raises(SystemExit) as exit:
         train.main(flags(tiny_encoder, "--output", "run"))
@@ -315,13 +313,15 @@ def test_a_loss_that_is_not_finite_names_step_and_pairs(
     assert "try a lower --lr" in said
     kept = weights("run")
     assert all(tensor.isfinite().all() for tensor in kept.values())
-    assert len(rows("run")) == 1
+    assert len(epochs("run")) == 1
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_out_of_memory_names_what_to_lower(error, tiny_encoder, pairs_file, monkeypatch, capsys):
+def test_out_of_memory_names_what_to_lower(
+    error, tiny_encoder, pairs_file, monkeypatch, capsys
+):
     stop_at(monkeypatch, torch.optim.AdamW, "step", 3, error)
     with pytest.raises(SystemExit) as exit:
         train.main(flags(tiny_encoder, "--output", "run"))
@@ -329,9 +329,11 @@ def test_out_of_memory_names_what_to_lower(error, tiny_encoder, pairs_file, monk
     assert "out of memory; lower --batch-size" in capsys.readouterr().err
 
 
-def test_too_small_a_disk_is_noticed_before_training(tiny_encoder, pairs_file, monkeypatch, capsys):
+def test_too_small_a_disk_is_noticed_before_training(
+    tiny_encoder, pairs_file, monkeypatch, capsys
+):
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(SystemExit) as exit:
         train.main(flags(tiny_encoder, "--output", "run"))
     assert exit.value.code == 2
@@ -350,66 +352,16 @@ def test_a_disk_that_fills_costs_the_epoch_and_not_what_was_saved(
     assert "No space left on device" in capsys.readouterr().err
     assert minirlhf_loads("run")
     train.main(["--resume", "run"])
-    assert len(rows("run")) == 4
+    assert len(epochs("run")) == 4
 
 
 def minirlhf_loads(run: str) -> bool:
-    return bool(model.load(Path(run, "model")).encode(["a"], ["b"])[0])
+    return bool(model.load(Path(run, "model")).encode(["a"], ["b"]).token_rows)
 
 
-def test_a_damaged_cache_is_noticed_said_and_made_again(tmp_path):
-    def compute(rows):
-        return torch.arange(6.0).view(2, 3)
-
-    arguments = compute, [[1, 2], [3]], tmp_path / "features"
-    assert encoders.cached(*arguments)[2] == "computed"
-    numbers, checksum = sorted((tmp_path / "features").iterdir())  # .float32 and .sha256
-    assert encoders.cached(*arguments)[2] == str(numbers)
-    for file in (numbers, checksum):
-        sound = file.read_bytes()
-        for damage in (
-            sound[:5],  # half-written
-            b"",
-            b"\xff" * 20,
-            sound + b"..",
-            sound[1:],
-            bytes([sound[0] ^ 1]) + sound[1:],  # one bit
-            None,
-        ):
-            assert damage != sound
-            file.unlink() if damage is None else file.write_bytes(damage)
-            features, _, origin = encoders.cached(*arguments)
-            assert torch.equal(features, compute([]))
-            gone = damage is None and file == numbers
-            assert origin == "computed" + ("" if gone else f" again, since {numbers} was damaged")
-            assert encoders.cached(*arguments)[2] == str(numbers)
-
-
-def test_a_server_that_dies_costs_a_warning(tmp_path, monkeypatch, capsys):
-    """No server at the start is an error; one that goes away is not."""
-    import mlflow
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with tracking.track(uri, "test", folder, {}) as log:
-        log({"loss": 0.5}, step=1)
-
-        def dead(*args, **kwargs):
-            raise ConnectionError("the server is gone")
-
-        monkeypatch.setattr(mlflow, "log_metrics", dead)
-        monkeypatch.setattr(mlflow, "log_artifact", dead)
-        monkeypatch.setattr(mlflow, "end_run", dead)
-        log({"loss": 0.4}, step=2)
-        (folder / "metrics.json").write_text("{}")
-    said = capsys.readouterr().out
-    assert said.count("warning: MLflow did not take it (the server is gone)") == 3
-    monkeypatch.undo()
-    mlflow.end_run()
-
-
-def test_a_resumed_run_goes_on_in_mlflow(tiny_encoder, pairs_file, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_goes_on_in_mlflow(
+    tiny_encoder, pairs_file, tmp_path, monkeypatch, capsys
+):
     import mlflow
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -422,7 +374,7 @@ def test_a_resumed_run_goes_on_in_mlflow(tiny_encoder, pairs_file, tmp_path, mon
     experiment = client.get_experiment_by_name("minirlhf")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    accuracy = checkpoint.read_json(Path("stopped/metrics.json"))["test"]["accuracy"]
+    accuracy = metrics("stopped")["test"]["accuracy"]
     assert run.data.metrics["test_accuracy"] == pytest.approx(accuracy)
     steps = {m.step for m in client.get_metric_history(run.info.run_id, "train_loss")}
     assert steps == {1, 2, 3, 4}

@@ -1,0 +1,165 @@
+"""The results of a run: the numbers of each part, and the files of its folder that people read."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minirlhf import metrics
+from minirlhf.bundled import arithmetic
+from minirlhf.data import Parts, PreferencePair, normalize
+from minirlhf.encoders import versions
+from minirlhf.loops import Evaluation
+from minirlhf.report import figures
+from minirlhf.report.card import model_card
+from minirlhf.report.verdict import worst_mistakes
+from minirlhf.runtime import checkpoint
+from minirlhf.runtime.device import Device
+from minirlhf.settings import Settings
+
+
+def describe_run(settings: Settings, device: Device, encoder: dict, counts: dict) -> dict:
+    """What `config.json` holds: all that the numbers of a run depend on.
+
+    encoder: what `model.describe_encoder` says; counts: the report on the data.
+    """
+    return {
+        "arguments": asdict(settings),
+        "command": shlex.join(["python", *sys.argv]),
+        "encoder": encoder,
+        "data": counts,
+        "device": f"{device.device}, {device.dtype}: {device.reason}",
+        "versions": versions(),
+    }
+
+
+def summarize_run(
+    settings: Settings,
+    encoder: dict,
+    info: dict,
+    parts: Parts,
+    train: Evaluation,
+    validation: Evaluation,
+    test: Evaluation,
+) -> dict:
+    """What `metrics.json` holds, but for the seconds.
+
+    encoder: what `model.describe_encoder` says; info: the model's own.
+    train, validation, test: the evaluations of these parts.
+    """
+    return {
+        "approach": settings.approach,
+        "dataset": settings.dataset,
+        "seed": settings.seed,
+        "fold": settings.fold,
+        "encoder": settings.model,
+        "trained": encoder["trained"],
+        "train": of_part(parts.train_untied, train, info),
+        "validation": of_part(parts.validation, validation, info),
+        "test": of_part(parts.test, test, info),
+        "baselines": baselines(parts.test),
+    }
+
+
+def of_part(pairs: Sequence[PreferencePair], evaluation: Evaluation, info: dict) -> dict:
+    """What `metrics.json` says of one part, from the evaluation of its N pairs.
+
+    info: the model's, with its approach and the temperature that was fitted on validation.
+    """
+    numbers = metrics.summarize(
+        evaluation.margins,
+        prompts_of(pairs),
+        subsets_of(pairs),
+        response_lengths(pairs),
+        evaluation.rewards,
+        info["temperature"],
+    )
+    ratings = ratings_of(pairs)  # (N, 2)
+    known = ratings.isfinite()
+    if info["approach"] == "regression" and known.any():
+        numbers |= metrics.rating_errors(evaluation.rewards[known], ratings[known])
+    return numbers
+
+
+def ratings_of(pairs: Sequence[PreferencePair]) -> Tensor:
+    """The ratings of the chosen and the rejected response of each pair: (N, 2), NaN if unknown."""
+    ratings = torch.full((len(pairs), 2), torch.nan)
+    for i, pair in enumerate(pairs):
+        if pair.chosen_rating is not None:
+            ratings[i, 0] = pair.chosen_rating
+            ratings[i, 1] = pair.rejected_rating
+    return ratings
+
+
+def baselines(pairs: Sequence[PreferencePair]) -> dict:
+    """The accuracy that one gets on these pairs without a model."""
+    lengths = response_lengths(pairs)
+    prefers_longer = metrics.credit(lengths[:, 0] - lengths[:, 1])  # (N,)
+    longer = metrics.accuracies(prefers_longer, prompts_of(pairs), subsets_of(pairs))
+    return {"chance": {"accuracy": 0.5}, "longer response": longer}
+
+
+def prompts_of(pairs: Sequence[PreferencePair]) -> list[str]:
+    """The prompt of each pair, normalised: equal for those that the split holds together."""
+    return [normalize(pair.prompt) for pair in pairs]
+
+
+def subsets_of(pairs: Sequence[PreferencePair]) -> list[str]:
+    """The subset of each pair."""
+    return [pair.subset for pair in pairs]
+
+
+def response_lengths(pairs: Sequence[PreferencePair]) -> Tensor:
+    """Characters of the chosen and the rejected response of each pair: (N, 2) float32."""
+    return torch.tensor(
+        [[len(pair.chosen), len(pair.rejected)] for pair in pairs]
+    ).float()
+
+
+def write_report(
+    folder: Path,
+    summary: dict,
+    config: dict,
+    history: list[dict],
+    pairs: Sequence[PreferencePair],
+    evaluation: Evaluation,
+) -> None:
+    """Write what people read of a run: its model card, worst mistakes, pictures and predictions.
+
+    summary and config: the run's `metrics.json` and `config.json`; history: its epochs;
+    pairs and evaluation: the test part and its evaluation.
+    """
+    lengths = response_lengths(pairs)
+    blind = None
+    if summary["dataset"] == "arithmetic":  # the one data set whose rule is known
+        blind = arithmetic.blind_accuracies()
+    checkpoint.write_text(folder / "README.md", model_card(summary, config, folder))
+    checkpoint.write_text(
+        folder / "mistakes.md", worst_mistakes(pairs, evaluation.margins)
+    )
+    figures.draw_run(
+        folder / "figures",
+        history,
+        evaluation.margins,
+        evaluation.rewards,
+        lengths,
+        summary["test"],
+        blind,
+    )
+    predictions = []
+    for pair, margin, length in zip(
+        pairs, evaluation.margins.tolist(), lengths.tolist(), strict=True
+    ):
+        predictions.append(
+            {
+                "prompt": pair.prompt,
+                "subset": pair.subset,
+                "margin": margin,
+                "lengths": length,
+            }
+        )
+    checkpoint.write_jsonl(folder / "predictions.jsonl", predictions)

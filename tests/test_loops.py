@@ -1,0 +1,182 @@
+"""The two loops on tiny encoders: what is trained, when they stop, and what they report."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import MINILM, prepare
+
+from minirlhf import loops
+from minirlhf.approaches import STEPS
+from minirlhf.settings import FINETUNE
+
+SETTINGS = replace(FINETUNE, lr=1e-3, weight_decay=0.0, patience=1000, batch_size=8)
+
+
+def fit(built, token_rows, part, epochs, **settings):
+    """Train and evaluate on the same pairs: the epochs' numbers, and the pairs' margins."""
+    chosen = replace(SETTINGS, epochs=epochs, **settings)
+    if built.info["approach"] == "bt-finetune":
+        history = list(loops.fit_finetune(built, token_rows, part, part, chosen))
+        return history, loops.evaluate_texts(built, token_rows, part).margins
+    features = built.vectors(token_rows)
+    history = list(loops.fit_frozen(built, features, part, part, chosen))
+    return history, loops.evaluate(built, features, part).margins
+
+
+def without_seconds(history):
+    """What the epochs were, but for the time they took."""
+    return [
+        {name: epoch[name] for name in epoch if name != "seconds"} for epoch in history
+    ]
+
+
+@pytest.mark.parametrize("approach", STEPS)
+def test_each_approach_overfits_eight_pairs(approach, tiny_encoder):
+    name = tiny_encoder if approach == "bt-finetune" else MINILM
+    history, margins = fit(*prepare(approach, name), epochs=60, lr=3e-3)
+    assert (margins > 0).all()
+    assert history[-1]["train_loss"] < 0.3 * history[0]["train_loss"]
+
+
+def test_a_decoder_overfits_eight_pairs(tiny_decoder):
+    prepared = prepare("bt-finetune", tiny_decoder)
+    assert prepared.model.info["pooling"] == "last"
+    _, margins = fit(*prepared, epochs=60, lr=3e-3)
+    assert (margins > 0).all()
+
+
+def test_fine_tuning_starts_with_a_head_that_points_to_the_chosen(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    part = part._replace(weight=torch.linspace(0.2, 1.8, 8))
+    loops.start_head(built, token_rows, part)
+    with torch.no_grad():
+        vectors = built.vectors(token_rows).double()
+    used = vectors[torch.cat([part.chosen, part.rejected]).unique()]
+    gap = vectors[part.chosen] - vectors[part.rejected]
+    expected = sum(w * g for w, g in zip(part.weight, gap, strict=True)) / used.var(dim=0)
+    weight = built.head.output.weight.detach().double().flatten()
+    assert torch.cosine_similarity(weight, expected, dim=0) > 0.9999
+    margins = loops.evaluate_texts(built, token_rows, part).margins
+    assert margins.square().mean().sqrt().item() == pytest.approx(
+        loops.FIRST_MARGINS, rel=1e-4
+    )
+
+
+def test_a_head_stays_small_where_all_texts_are_one(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    same = [token_rows[0]] * len(
+        token_rows
+    )  # as after a cut that leaves all texts the same
+    loops.start_head(built, same, part)
+    assert built.head.output.weight.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("approach", STEPS)
+def test_same_seed_same_numbers_and_frozen_weights_stay(approach, tiny_encoder):
+    histories, margins = [], []
+    for _ in range(2):
+        prepared = prepare(approach, tiny_encoder)
+        encoder = prepared.model.encoder
+        before = {name: weight.clone() for name, weight in encoder.named_parameters()}
+        history, margins_of_run = fit(*prepared, epochs=2, batch_size=3, dropout=0.1)
+        histories.append(without_seconds(history))
+        margins.append(margins_of_run)
+        after = dict(encoder.named_parameters())
+        moved = {name for name in before if not torch.equal(after[name], before[name])}
+        assert bool(moved) == (approach == "bt-finetune")
+        assert not any("word_embeddings" in name for name in moved)
+    assert histories[0] == histories[1]
+    assert torch.equal(margins[0], margins[1])
+
+
+def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder, monkeypatch):
+    # Plain SGD at rate 1 in place of AdamW: one step moves the head by minus the gradient, from a
+    # start that is the same in both. AdamW would move it by little more than the gradient's signs.
+    def plain(weights, **_):
+        return torch.optim.SGD(weights, lr=1.0)
+
+    monkeypatch.setattr(torch.optim, "AdamW", plain)
+    moves = []
+    for batch_size, accumulate in (
+        (8, 1),
+        (3, 100),
+    ):  # batches of 3 and less, of unequal size
+        built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+        loops.start_head(built, token_rows, part)
+        start = built.head.output.weight.clone()
+        settings = {"batch_size": batch_size, "accumulate": accumulate, "lr": 1.0}
+        fit(built, token_rows, part, 1, warmup=0.0, clip=1e9, **settings)
+        moves.append(built.head.output.weight - start)
+    assert moves[0].abs().max() > 1e-3
+    torch.testing.assert_close(*moves, atol=1e-6, rtol=1e-4)
+
+
+def test_dropout_is_off_in_training_unless_asked_for(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    torch.nn.init.normal_(built.head.output.weight)
+    texts, pairs = loops.distinct_texts(token_rows, part)
+    seen = {}
+    for dropout in (0.0, 0.3):
+        settings = replace(SETTINGS, epochs=1, dropout=dropout)
+        next(loops.fit_finetune(built, token_rows, part, part, settings))
+        built.train(dropout > 0)
+        first, second = (STEPS["bt-finetune"](built, texts, pairs) for _ in range(2))
+        seen[dropout] = torch.equal(first.margins, second.margins)
+    assert seen == {0.0: True, 0.3: False}
+
+
+def test_dropout_on_an_encoder_without_dropout_layers_is_refused(tiny_encoder):
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    built.encoder = torch.nn.Identity()
+    settings = replace(SETTINGS, epochs=1, dropout=0.3)
+    with pytest.raises(ValueError, match="no dropout layers"):
+        next(loops.fit_finetune(built, token_rows, part, part, settings))
+
+
+def test_early_stopping_restores_the_best_epoch(tiny_encoder):
+    built, token_rows, part = prepare("bt-frozen", tiny_encoder, pairs=60)
+    features = torch.randn(
+        len(token_rows), 32
+    )  # noise: validation can only get worse by luck
+    train = loops.pick(part, slice(40))
+    validation = loops.pick(part, slice(40, None))
+    settings = replace(SETTINGS, epochs=200, patience=3, lr=1e-2)
+    history = list(loops.fit_frozen(built, features, train, validation, settings))
+    assert len(history) < 200
+    best = min(history, key=lambda epoch: epoch["calibrated_loss"])
+    judged = loops.evaluate(built, features, validation)
+    assert judged.loss == pytest.approx(best["validation_loss"])
+    accuracy = (judged.margins > 0).float().mean().item()
+    assert accuracy == pytest.approx(best["validation_accuracy"])
+    assert [epoch["best"] for epoch in history][-3:] == [False] * 3
+
+
+@pytest.mark.parametrize("approach", ["bt-frozen", "classification"])
+def test_evaluation_in_pieces_keeps_the_order_of_the_pairs(approach, tiny_encoder):
+    built, token_rows, part = prepare(approach, tiny_encoder, pairs=40)
+    for weight in built.head.parameters():
+        torch.nn.init.normal_(weight)
+    with torch.no_grad():
+        features = built.vectors(token_rows)
+    many = loops.pick(part, torch.randint(40, (12_000,)))
+    assert len(many.chosen) > 2 * loops.PAIRS_AT_ONCE
+    with torch.no_grad():
+        expected = STEPS[approach](built, features, many)
+    for judged in (
+        loops.evaluate(built, features, many),
+        loops.evaluate_texts(built, token_rows, many),
+    ):
+        assert judged.loss == pytest.approx(expected.loss.item(), rel=1e-4)
+        torch.testing.assert_close(judged.margins, expected.margins, rtol=1e-3, atol=1e-4)
+        assert (judged.rewards is None) == (approach == "classification")
+        if judged.rewards is not None:
+            chosen, rejected = judged.rewards.unbind(dim=1)
+            torch.testing.assert_close(chosen - rejected, judged.margins)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder):
+    built, token_rows, part = prepare("regression", tiny_encoder)
+    part = part._replace(chosen_rating=part.chosen_rating * torch.inf)
+    with pytest.raises(FloatingPointError, match="lower --lr"):
+        fit(built, token_rows, part, 1)
