@@ -51,12 +51,9 @@ def run(settings: Settings) -> None:
     else:
         rows = files.load_rows(settings.dataset, settings.split)
     pairs, counts = data.build_pairs(rows, settings.limit, **column_names(settings))
-    parts = data.split_usable(
-        pairs,
-        settings.fold,
-        rated=settings.approach == "regression" or settings.margin > 0,
-        ties=settings.approach == "regression",
-    )
+    is_regression = settings.approach == "regression"
+    rated = is_regression or settings.margin > 0
+    parts = data.split_usable(pairs, settings.fold, rated, ties=is_regression)
     counts["parts"] = data.sizes(parts)
     counts["near_duplicates"] = near_duplicates(parts.train, parts.test)
     print(verdict.data_text(settings.dataset, counts, parts.train))
@@ -74,7 +71,7 @@ def run(settings: Settings) -> None:
     encoder = models.describe_encoder(model, settings.model)
     print(f"\nencoder   {settings.model} ({encoder['source']})")
     print(
-        f"model     pooling: {model.info['pooling']}; {encoder['trained']:,} parameters learn"
+        f"model     {encoder['trained']:,} parameters learn, pooling: {model.info['pooling']}"
     )
 
     # ---- texts: each distinct one is tokenised once, and pairs become tensors of their numbers.
@@ -85,18 +82,13 @@ def run(settings: Settings) -> None:
     validation = data.make_part(parts.validation, texts, settings.balance)
     test = data.make_part(parts.test, texts, settings.balance)
     token_rows, cut = model.encode(texts.prompts, texts.responses)
-    counts["texts"] = len(token_rows)
-    counts["texts_cut"] = cut
-    print(
-        f"texts     {len(token_rows):,} distinct, {cut} cut to {settings.max_length} tokens"
-    )
+    counts |= {"texts": len(token_rows), "texts_cut": cut}
+    print(f"texts     {len(token_rows):,} distinct, {cut} cut to {settings.max_length} tokens")
 
     # ---- frozen vectors: an encoder that does not learn reads each text only once
     seconds_saved = 0.0  # by the cache; they are counted as if there were none
     if is_frozen:
-        frozen = models.frozen_features(
-            model, token_rows, device, keep=not settings.no_cache
-        )
+        frozen = models.frozen_features(model, token_rows, device, keep=not settings.no_cache)
         seconds_saved = frozen.seconds_saved
         features = frozen.vectors.to(device.device)  # (U, D)
         print(f"features  {frozen.seconds:.0f} seconds, {frozen.origin}")
@@ -106,11 +98,7 @@ def run(settings: Settings) -> None:
     is_resumed = settings.resume is not None
     config = results.describe_run(settings, device, encoder, counts)
     with track(
-        settings.tracking_uri,
-        settings.experiment,
-        output,
-        asdict(settings),
-        again=is_resumed,
+        settings.tracking_uri, settings.experiment, output, asdict(settings), again=is_resumed
     ) as log:
         if is_resumed:
             config = run_folder.same_config(Path(settings.resume), config)
@@ -118,9 +106,7 @@ def run(settings: Settings) -> None:
             run_folder.check_disk(output, resume.bytes_needed(model))
             with checkpoint.whole_folder(output, settings.overwrite) as folder:
                 checkpoint.write_json(folder / "config.json", config)
-        log(
-            {}, step=0
-        )  # nothing to log yet, but the first call keeps the id of MLflow's run
+        log({}, step=0)  # nothing to log yet, but the first call keeps the id of MLflow's run
         print(f"folder    {output}")
 
         # ---- training: a record of each epoch is printed, logged and saved, and so is the model
@@ -171,9 +157,7 @@ def run(settings: Settings) -> None:
             {f"test_{name}": value for name, value in summary["test"].items()},
             step=len(history),
         )
-        checkpoint.write_json(
-            output / "metrics.json", summary
-        )  # the mark of a finished run
+        checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
         if ranks.rank() == 0:
             state_file.unlink(missing_ok=True)
 

@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         module = importlib.import_module(f"minirlhf.experiments.{name}")
     else:
         known = ", ".join([*COMMANDS, *EXPERIMENTS])
-        print(
-            f"minirlhf: error: there is no command {name!r}, only {known}",
-            file=sys.stderr,
-        )
+        print(f"minirlhf: error: there is no command {name!r}, only {known}", file=sys.stderr)
         raise SystemExit(2)
     module.main(argv[1:])
 

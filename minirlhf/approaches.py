@@ -38,12 +38,8 @@ class Step(NamedTuple):
     """What a training step finds out about B pairs."""
 
     loss: Tensor  # (), to call `backward` on
-    margins: (
-        Tensor  # (B,) how strongly chosen is preferred to rejected; positive is right
-    )
-    rewards: (
-        Tensor | None
-    )  # (B, 2) of chosen and rejected; None where the model only compares
+    margins: Tensor  # (B,) how strongly chosen is preferred to rejected; positive is right
+    rewards: Tensor | None  # (B, 2) of chosen and rejected; None where the model only compares
 
 
 def regression(
@@ -91,16 +87,12 @@ def bt_finetune(
     return bradley_terry(chosen, rejected, pairs, settings)
 
 
-def bradley_terry(
-    chosen: Tensor, rejected: Tensor, pairs: Part, settings: Settings
-) -> Step:
+def bradley_terry(chosen: Tensor, rejected: Tensor, pairs: Part, settings: Settings) -> Step:
     """The Bradley-Terry step from the rewards (B,), (B,) of the two sides."""
     margin = 0.0
     if settings.margin:
         margin = settings.margin * (pairs.chosen_rating - pairs.rejected_rating)  # (B,)
-    loss = bradley_terry_loss(
-        chosen, rejected, margin, settings.label_smoothing, pairs.weight
-    )
+    loss = bradley_terry_loss(chosen, rejected, margin, settings.label_smoothing, pairs.weight)
     return Step(loss, chosen - rejected, torch.stack([chosen, rejected], dim=1))
 
 

@@ -47,9 +47,7 @@ COLUMNS = {
     ],
     "subset": ["subset"],
 }
-GOOD_ROW = (
-    '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
-)
+GOOD_ROW = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
 
 
 # ---- pairs
@@ -113,9 +111,7 @@ def build_pairs(
             pairs.append(pair)
     if not pairs:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise ValueError(
-            f"no pair is left of {total} rows; {reasons}. A good row: {GOOD_ROW}"
-        )
+        raise ValueError(f"no pair is left of {total} rows; {reasons}. A good row: {GOOD_ROW}")
 
     pairs = pairs[:limit]
     return pairs, describe(pairs, total, dropped, names)
@@ -203,9 +199,7 @@ def split(
 
     if not (train and validation and test):
         prompts = len({pair.prompt for pair in pairs})
-        sizes = (
-            f"{len(train)} train, {len(validation)} validation and {len(test)} test pairs"
-        )
+        sizes = f"{len(train)} train, {len(validation)} validation and {len(test)} test pairs"
         raise ValueError(f"{prompts} prompts are too few to split by prompt: {sizes}")
     return train, validation, test
 
@@ -222,10 +216,7 @@ class Parts(NamedTuple):
 
 
 def split_usable(
-    pairs: Sequence[PreferencePair],
-    fold: int,
-    rated: bool = False,
-    ties: bool = False,
+    pairs: Sequence[PreferencePair], fold: int, rated: bool = False, ties: bool = False
 ) -> Parts:
     """Split the pairs by prompt, and leave out of each part what is of no use to it.
 
@@ -290,9 +281,7 @@ class Part(NamedTuple):
     rejected: torch.Tensor  # (N,) int64
     chosen_rating: torch.Tensor  # (N,) float32, NaN where the data has none
     rejected_rating: torch.Tensor  # (N,)
-    weight: (
-        torch.Tensor
-    )  # (N,) float32, how much the pair counts in the loss, 1 on average
+    weight: torch.Tensor  # (N,) float32, how much the pair counts in the loss, 1 on average
     prompt: torch.Tensor  # (N,) int64, prompt ids
 
     def pick(self, picked: Sequence[int] | torch.Tensor | slice) -> "Part":
@@ -324,37 +313,24 @@ def number_texts(*groups: Sequence[PreferencePair]) -> Texts:
             text_id.setdefault((pair.prompt, pair.rejected), len(text_id))
         for pair in pairs:
             if pair.prompt not in prompt_id:
-                same = normalized_id.setdefault(
-                    normalize(pair.prompt), len(normalized_id)
-                )
+                same = normalized_id.setdefault(normalize(pair.prompt), len(normalized_id))
                 prompt_id[pair.prompt] = same
     prompts = [prompt for prompt, _ in text_id]
     responses = [response for _, response in text_id]
     return Texts(prompts, responses, text_id, prompt_id)
 
 
-def make_part(
-    pairs: Sequence[PreferencePair], texts: Texts, balance: bool = False
-) -> Part:
+def make_part(pairs: Sequence[PreferencePair], texts: Texts, balance: bool = False) -> Part:
     """The pairs as tensors of the numbers that `number_texts` gave to their texts.
 
     balance: weight the pairs so that all subsets count the same, the small as much as the large.
     """
     sizes = Counter(pair.subset for pair in pairs)
-    chosen, rejected, chosen_rating, rejected_rating, weight, prompt = (
-        [],
-        [],
-        [],
-        [],
-        [],
-        [],
-    )
+    chosen, rejected, chosen_rating, rejected_rating, weight, prompt = ([], [], [], [], [], [])
     for pair in pairs:
         chosen.append(texts.text_id[pair.prompt, pair.chosen])
         rejected.append(texts.text_id[pair.prompt, pair.rejected])
-        chosen_rating.append(
-            math.nan if pair.chosen_rating is None else pair.chosen_rating
-        )
+        chosen_rating.append(math.nan if pair.chosen_rating is None else pair.chosen_rating)
         rejected_rating.append(
             math.nan if pair.rejected_rating is None else pair.rejected_rating
         )
@@ -392,9 +368,7 @@ def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str |
         names[role] = given or (present[0] if present else None)
 
     if not (names["chosen"] and names["rejected"]):
-        expected = "; ".join(
-            f"{role}: {' or '.join(usual)}" for role, usual in COLUMNS.items()
-        )
+        expected = "; ".join(f"{role}: {' or '.join(usual)}" for role, usual in COLUMNS.items())
         raise ValueError(
             f"these are no preference pairs. Columns found: {listed}. Expected: {expected} "
             f"(all but chosen and rejected may be absent). A good row: {GOOD_ROW}"
@@ -486,10 +460,7 @@ def shared_turns(chosen: list[Turn], rejected: list[Turn]) -> int:
     Each side keeps a turn of its own, and the prompt ends with a turn of the user.
     """
     shared = 0
-    while (
-        shared < min(len(chosen), len(rejected)) - 1
-        and chosen[shared] == rejected[shared]
-    ):
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     while shared and chosen[shared - 1][0] == "assistant":
         shared -= 1

@@ -62,9 +62,7 @@ def resolve(name: str) -> Source:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{name!r} is a folder without config.json, so it holds no model"
-            )
+            raise ValueError(f"{name!r} is a folder without config.json, so it holds no model")
         if not any(folder.rglob("tokenizer*")) and not any(folder.rglob("vocab*")):
             raise ValueError(f"{name!r} is a model folder without its tokenizer")
         return Source(name, "a local folder")
@@ -75,9 +73,7 @@ def resolve(name: str) -> Source:
     try:
         distribution = importlib.metadata.distribution(package.distribution)
     except importlib.metadata.PackageNotFoundError:
-        reason = (
-            f"from the hub or its cache; package {package.distribution} is not installed"
-        )
+        reason = f"from the hub or its cache; package {package.distribution} is not installed"
         return Source(name, reason)
     path = Path(distribution.locate_file(package.folder))
     for file, expected in package.sha256.items():
@@ -86,9 +82,7 @@ def resolve(name: str) -> Source:
                 f"{file} in the package {package.distribution} is not the published one; "
                 "reinstall it, or uninstall it to use the hub"
             )
-    return Source(
-        str(path), f"carried by the package {package.distribution}, SHA-256 verified"
-    )
+    return Source(str(path), f"carried by the package {package.distribution}, SHA-256 verified")
 
 
 def load_auto(name: str, attention: str | None = None):
@@ -127,9 +121,7 @@ def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
     except Exception as error:
         raise ValueError(ways_out(name, error)) from error
     check_loaded(name, model[0], model.tokenizer)
-    model.tokenizer.chat_template = (
-        None  # it was trained on plain text, whatever its base was
-    )
+    model.tokenizer.chat_template = None  # it was trained on plain text, whatever its base was
     return model.float().eval().requires_grad_(False), model.tokenizer
 
 
@@ -140,9 +132,7 @@ def is_causal(model: torch.nn.Module) -> bool:
     """
     ids = torch.tensor([[5, 6, 7, 8], [5, 9, 10, 11]], device=model.device)
     with torch.inference_mode():
-        hidden = model(
-            input_ids=ids, attention_mask=torch.ones_like(ids)
-        ).last_hidden_state
+        hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     return torch.allclose(hidden[0, 0], hidden[1, 0], atol=1e-6)
 
 
@@ -152,9 +142,7 @@ def check_loaded(name: str, model: torch.nn.Module, tokenizer) -> None:
     for key, weight in model.named_parameters():
         read = hasattr(weight, "_is_hf_initialized") and weight.isfinite().all()
         if not read and "pooler." not in key:  # a pooler is never used here
-            raise ValueError(
-                f"the weights of {name!r} lack sound tensors of this shape: {key}"
-            )
+            raise ValueError(f"the weights of {name!r} lack sound tensors of this shape: {key}")
     # A few more tokens than the model knows are usual: added ones that occur in no text.
     known = getattr(model.config, "vocab_size", len(tokenizer))
     if len(tokenizer) > 1.1 * known:
@@ -188,9 +176,7 @@ def fingerprint(weights: dict[str, torch.Tensor]) -> str:
     """Hex digest of a `state_dict`, by name and value, wherever it was loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        if (
-            "pooler." in name
-        ):  # never used, and random where the published weights lack it
+        if "pooler." in name:  # never used, and random where the published weights lack it
             continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -37,9 +37,7 @@ from minirlhf.settings import Settings
 from minirlhf.tokens import shuffled_batches
 
 FIRST_MARGINS = 0.3  # root mean square of the margins with which fine-tuning starts
-ENOUGH = (
-    10_000  # texts or pairs from which a head can be started; more would say the same
-)
+ENOUGH = 10_000  # texts or pairs from which a head can be started; more would say the same
 PAIRS_AT_ONCE = 5000  # in evaluation, so that memory stays flat
 
 
@@ -47,11 +45,7 @@ PAIRS_AT_ONCE = 5000  # in evaluation, so that memory stays flat
 
 
 def fit_frozen(
-    model: RewardModel,
-    features: Tensor,
-    train: Part,
-    validation: Part,
-    settings: Settings,
+    model: RewardModel, features: Tensor, train: Part, validation: Part, settings: Settings
 ) -> Iterator[dict]:
     """Train a head on frozen vectors (U, D), and yield a record of each epoch.
 
@@ -122,9 +116,7 @@ def fit_finetune(
     """
     set_dropout(model, settings.dropout)
     state = state or new_state(model, settings)
-    model.info["temperature"] = (
-        state.temperature
-    )  # of the best epoch so far, if there is one
+    model.info["temperature"] = state.temperature  # of the best epoch so far, if there is one
     weights = precision.trained(model)
     # The encoder works in a copy of low precision, under the same head (runtime/precision.py). In
     # float32 the working copy is the model itself.
@@ -158,9 +150,7 @@ def fit_finetune(
             check_finite(norm, epoch, step, update)
 
             # One step of AdamW.
-            done = (
-                epoch - 1 + (step + 0.5) / len(updates)
-            ) / settings.epochs  # of all steps
+            done = (epoch - 1 + (step + 0.5) / len(updates)) / settings.epochs  # of all steps
             set_learning_rate(state.optimizer, done, settings)
             state.optimizer.step()
             state.optimizer.zero_grad()
@@ -206,9 +196,7 @@ def start_head(model: RewardModel, token_rows: Sequence, train: Part) -> None:
 def set_dropout(model: RewardModel, share: float) -> None:
     """Set the encoder's dropout. Raises ValueError if it has none and `share` is not 0."""
     layers = [
-        module
-        for module in model.encoder.modules()
-        if isinstance(module, torch.nn.Dropout)
+        module for module in model.encoder.modules() if isinstance(module, torch.nn.Dropout)
     ]
     if share and not layers:
         raise ValueError("this encoder has no dropout layers; leave --dropout out")
@@ -254,18 +242,13 @@ def draw_updates(
     train: Part, lengths: Sequence[int], settings: Settings, generator: torch.Generator
 ) -> list[list[list[int]]]:
     """An epoch of updates, each a list of batches, each a list of the numbers of its pairs."""
-    batches = shuffled_batches(
-        train.prompt.tolist(), lengths, settings.batch_size, generator
-    )
+    batches = shuffled_batches(train.prompt.tolist(), lengths, settings.batch_size, generator)
     size = settings.accumulate  # the last update gets what is left
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
 def batches_of(
-    update: Sequence[Sequence[int]],
-    token_rows: Sequence,
-    train: Part,
-    device: torch.device,
+    update: Sequence[Sequence[int]], token_rows: Sequence, train: Part, device: torch.device
 ) -> Iterator[Batch]:
     """The batches of an update; of each one the part that this process has to read."""
     pairs_in_update = sum(len(picked) for picked in update)
@@ -340,9 +323,7 @@ def epoch_record(
     """
     train_loss = sums.loss.item() / sums.pairs
     if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
-        raise FloatingPointError(
-            f"the loss of epoch {epoch} is not finite; try a lower --lr"
-        )
+        raise FloatingPointError(f"the loss of epoch {epoch} is not finite; try a lower --lr")
     margins = evaluation.margins
     temperature = fit_temperature(margins, validation.weight)
     return {
@@ -351,9 +332,7 @@ def epoch_record(
         "train_accuracy": sums.right.item() / sums.pairs,
         "validation_loss": evaluation.loss,
         "validation_accuracy": credit(margins).mean().item(),
-        "calibrated_loss": negative_log_likelihood(
-            margins, temperature, validation.weight
-        ),
+        "calibrated_loss": negative_log_likelihood(margins, temperature, validation.weight),
         "seconds": time.perf_counter() - start,
     }
 
@@ -384,9 +363,7 @@ class Evaluation(NamedTuple):
 
     loss: float  # the mean over the pairs, weighted; without margin and label smoothing
     margins: Tensor  # (N,)
-    rewards: (
-        Tensor | None
-    )  # (N, 2) of chosen and rejected; None where the model only compares
+    rewards: Tensor | None  # (N, 2) of chosen and rejected; None where the model only compares
 
 
 @torch.no_grad()
@@ -435,9 +412,7 @@ def put_together(results: list, order: Tensor) -> Evaluation:
     return Evaluation(loss / len(margins), margins[place], rewards)
 
 
-def vectors_by_all(
-    model: RewardModel, token_rows: Sequence, progress: bool = False
-) -> Tensor:
+def vectors_by_all(model: RewardModel, token_rows: Sequence, progress: bool = False) -> Tensor:
     """The vectors (U, D) of token rows; each of torchrun's processes reads its share.
 
     The model is in evaluation mode afterwards.

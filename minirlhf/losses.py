@@ -39,10 +39,7 @@ def mse_loss(reward: Tensor, rating: Tensor, weight: Tensor | float = 1.0) -> Te
 
 
 def bce_loss(
-    logit: Tensor,
-    label: Tensor,
-    label_smoothing: float = 0.0,
-    weight: Tensor | float = 1.0,
+    logit: Tensor, label: Tensor, label_smoothing: float = 0.0, weight: Tensor | float = 1.0
 ) -> Tensor:
     """Binary cross-entropy of "the first response is preferred": (B,), (B,) -> scalar in nats.
 
@@ -52,9 +49,7 @@ def bce_loss(
     """
     _require_equal_vectors(logit, label)
     target = label.float() * (1 - 2 * label_smoothing) + label_smoothing  # (B,)
-    loss = F.binary_cross_entropy_with_logits(
-        logit.float(), target, reduction="none"
-    )  # (B,)
+    loss = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")  # (B,)
     return (weight * loss).mean()
 
 

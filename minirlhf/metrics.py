@@ -48,11 +48,7 @@ class Bin(NamedTuple):
 
 def named(name: str, interval: Interval) -> dict[str, float]:
     """An interval as three numbers of a flat dictionary: {name, name_low, name_high}."""
-    return {
-        name: interval.estimate,
-        f"{name}_low": interval.low,
-        f"{name}_high": interval.high,
-    }
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def credit(margins: Tensor) -> Tensor:
@@ -123,9 +119,7 @@ def _totals(
     n_prompts = int(prompt.max()) + 1  # G
     n_subsets = int(subset.max()) + 1  # S
 
-    cell = (
-        prompt * n_subsets + subset
-    )  # (N,) the pair's place in a flattened (G, S) table
+    cell = prompt * n_subsets + subset  # (N,) the pair's place in a flattened (G, S) table
     empty = torch.zeros(n_prompts * n_subsets, dtype=torch.float64)
     ones = torch.ones(len(cell), dtype=torch.float64)
     total = empty.index_add(0, cell, values.double())
@@ -177,9 +171,7 @@ def _detectable(accuracy: Interval, n_prompts: int) -> float:
     The standard error is that of a model whose true accuracy is 0.5. It is derived from the
     measured interval: the standard error of a share p is proportional to sqrt(p (1 - p)).
     """
-    error = (
-        accuracy.high - accuracy.low
-    ) / 3.92  # a 95 % interval is 2 * 1.96 errors wide
+    error = (accuracy.high - accuracy.low) / 3.92  # a 95 % interval is 2 * 1.96 errors wide
     spread = math.sqrt(accuracy.estimate * (1 - accuracy.estimate))
     # The bootstrap shows no error where, for instance, all pairs are right. The error is then taken
     # to be that of one pair for each prompt.
@@ -206,9 +198,7 @@ def negative_log_likelihood(
 
     weight: how much each pair counts, (N,) with mean 1.
     """
-    loss = F.softplus(
-        -margins.double() / temperature
-    )  # (N,) -log sigmoid(x) is softplus(-x)
+    loss = F.softplus(-margins.double() / temperature)  # (N,) -log sigmoid(x) is softplus(-x)
     return (weight * loss).mean().item()
 
 
@@ -241,9 +231,7 @@ def fit_temperature(margins: Tensor, weight: Tensor | float = 1.0) -> float:
     high = math.log(100 * size)
     for _ in range(60):
         middle = (low + high) / 2
-        slope = (
-            weight * margins * torch.sigmoid(-margins / math.exp(middle))
-        ).sum()  # in 1/T
+        slope = (weight * margins * torch.sigmoid(-margins / math.exp(middle))).sum()  # in 1/T
         if slope > 0:  # a larger 1/T, that is a lower temperature, would be better
             high = middle
         else:

@@ -46,9 +46,7 @@ class RewardModel(nn.Module):
         self.tokenizer = tokenizer
         self.head = head
         self.info = info
-        self.pad_id = (
-            tokenizer.pad_token_id or 0
-        )  # any id will do, because the mask hides it
+        self.pad_id = tokenizer.pad_token_id or 0  # any id will do, because the mask hides it
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +57,7 @@ class RewardModel(nn.Module):
         if self.info["pooling"] == AS_PUBLISHED:
             batch = {"input_ids": ids, "attention_mask": mask}
             return self.encoder(batch)["sentence_embedding"].float()
-        hidden = self.encoder(
-            input_ids=ids, attention_mask=mask
-        ).last_hidden_state  # (N, T, D)
+        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (N, T, D)
         pool = pooling.POOLERS[self.info["pooling"]]
         return pool(hidden, mask)
 
@@ -210,9 +206,7 @@ def frozen_features(
     keep: look for them in the cache on disk, and leave them there.
     """
     working_copy = model.in_precision(device.dtype)
-    configs = [
-        module.config for module in model.encoder.modules() if hasattr(module, "config")
-    ]
+    configs = [module.config for module in model.encoder.modules() if hasattr(module, "config")]
     depends_on = {
         "weights": encoders.fingerprint(model.encoder.state_dict()),
         "pooling": model.info["pooling"],
@@ -226,9 +220,7 @@ def frozen_features(
             return working_copy.vectors(some_rows, progress=True)
 
     folder = features.cache_folder() if keep else None
-    return features.cached(
-        compute, token_rows, folder, **depends_on, **encoders.versions()
-    )
+    return features.cached(compute, token_rows, folder, **depends_on, **encoders.versions())
 
 
 # ---- saved and loaded
@@ -238,9 +230,7 @@ def save(model: RewardModel, folder: Path) -> None:
     """Write encoder, tokenizer, head and `reward.json` to a folder that needs nothing else."""
     with checkpoint.whole_folder(folder) as temporary:
         if model.info["pooling"] == AS_PUBLISHED:
-            model.encoder.save_pretrained(
-                str(temporary / "encoder"), create_model_card=False
-            )
+            model.encoder.save_pretrained(str(temporary / "encoder"), create_model_card=False)
         else:
             model.encoder.save_pretrained(temporary / "encoder")
             model.tokenizer.save_pretrained(temporary / "encoder")
@@ -258,18 +248,14 @@ def load(folder: Path, device="cpu", attention: str | None = None) -> RewardMode
     try:
         return read_model(folder, device, attention)
     except Exception as error:  # a stranger's folder may hold anything
-        raise ValueError(
-            f"{folder} holds no readable reward model: {error!r}"[:300]
-        ) from error
+        raise ValueError(f"{folder} holds no readable reward model: {error!r}"[:300]) from error
 
 
 def read_model(folder: Path, device, attention: str | None) -> RewardModel:
     """As `load`, with whatever error the reading raises."""
     info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
     if info["format"] > FORMAT:
-        raise ValueError(
-            f"format {info['format']} is newer than {FORMAT}; update minirlhf"
-        )
+        raise ValueError(f"format {info['format']} is newer than {FORMAT}; update minirlhf")
     head = HEADS[info["approach"]](info["size"])
     head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors").tensors)
     path = f"{folder}/encoder"
@@ -289,6 +275,4 @@ def check_that_parts_fit(model: RewardModel) -> None:
         vector = model.vectors(one_text)
     expected = (1, model.info["size"])
     if vector.shape != expected:
-        raise ValueError(
-            f"the encoder gives vectors of shape {vector.shape}, not {expected}"
-        )
+        raise ValueError(f"the encoder gives vectors of shape {vector.shape}, not {expected}")

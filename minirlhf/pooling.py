@@ -54,9 +54,7 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
 def last_token_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """State of the last real token, wherever the padding is: (N, T, D), (N, T) -> (N, D)."""
     positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
-    last = (positions * mask).argmax(
-        dim=1
-    )  # (N,) the largest position that is not masked
+    last = (positions * mask).argmax(dim=1)  # (N,) the largest position that is not masked
     texts = torch.arange(len(hidden), device=hidden.device)  # (N,)
     return hidden[texts, last].float()
 

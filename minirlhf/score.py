@@ -37,9 +37,7 @@ class Scorer:
     def score_many(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """The reward of each (prompt, response), in their order."""
         if self.approach == "classification":
-            raise TypeError(
-                "a classification compares and cannot score one response; use rank"
-            )
+            raise TypeError("a classification compares and cannot score one response; use rank")
         if len(prompts) == 0:
             return []
         token_rows = self.model.encode(prompts, responses).token_rows
@@ -105,9 +103,7 @@ class Scorer:
         with torch.inference_mode():
             vectors = self.model.vectors(token_rows, progress=True)  # (K, D)
             if self.approach == "classification":
-                rows = vectors.repeat_interleave(
-                    count, dim=0
-                )  # (K * K, D): 1 1 1 2 2 2 3 3 3
+                rows = vectors.repeat_interleave(count, dim=0)  # (K * K, D): 1 1 1 2 2 2 3 3 3
                 columns = vectors.repeat(count, 1)  # (K * K, D): 1 2 3 1 2 3 1 2 3
                 margins = head(rows, columns).view(count, count)
             else:

@@ -29,9 +29,7 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 AS_FINETUNE = object()  # stands for: the default does not depend on the approach
 
 
-def setting(
-    default, text: str, if_frozen=AS_FINETUNE, used_by=APPROACHES, **argparse_options
-):
+def setting(default, text: str, if_frozen=AS_FINETUNE, used_by=APPROACHES, **argparse_options):
     """A field of `Settings`: its default, what its flag does, and who uses it.
 
     if_frozen: the default of the approaches with a frozen encoder, where it is another one.
@@ -77,9 +75,7 @@ def switch(text: str, **more):
 
 def column(role: str):
     """The name of a column of the data, for data that call it something unusual."""
-    return setting(
-        None, f"name of the column with the {role}, if unusual", metavar="NAME"
-    )
+    return setting(None, f"name of the column with the {role}, if unusual", metavar="NAME")
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,7 @@ class Settings:
         "frozen hidden states. bt-finetune: the same, and the encoder is trained, too",
         metavar="{" + ",".join(APPROACHES) + "}",
     )
-    response_only: bool = switch(
-        "blank the prompts: how much do the responses alone tell?"
-    )
+    response_only: bool = switch("blank the prompts: how much do the responses alone tell?")
 
     # ---- data
     dataset: str = setting(
@@ -110,22 +104,16 @@ class Settings:
     chosen_rating_column: str | None = column("chosen response's rating")
     rejected_rating_column: str | None = column("rejected response's rating")
     limit: int | None = whole(
-        None,
-        1,
-        10**9,
-        "use the first N pairs only (arithmetic: 5000, unless told otherwise)",
+        None, 1, 10**9, "use the first N pairs only (arithmetic: 5000, unless told otherwise)"
     )
     balance: bool = switch(
         "weight the pairs so that all values of the column `subset` count the same in the loss"
     )
-    fold: int = whole(
-        0, 0, 4, "which fifth of the prompts is the test part", metavar="0..4"
-    )
+    fold: int = whole(0, 0, 4, "which fifth of the prompts is the test part", metavar="0..4")
 
     # ---- model
     model: str = setting(
-        ENCODER,
-        "a folder or a hub id: an encoder, or for the bt approaches also a decoder",
+        ENCODER, "a folder or a hub id: an encoder, or for the bt approaches also a decoder"
     )
     pooling: str | None = setting(
         None,
@@ -153,11 +141,7 @@ class Settings:
         if_frozen=1e-3,
     )  # fmt: skip
     weight_decay: float = real(
-        0.01,
-        0,
-        10,
-        "AdamW's; larger for a head on few pairs, which overfits",
-        if_frozen=0.1,
+        0.01, 0, 10, "AdamW's; larger for a head on few pairs, which overfits", if_frozen=0.1
     )
     warmup: float | None = real(
         0.1, 0, 1,
@@ -180,11 +164,7 @@ class Settings:
         used_by=("classification", *BRADLEY_TERRY),
     )  # fmt: skip
     margin: float = real(
-        0.0,
-        0,
-        100,
-        "reward gap asked for each point of rating gap",
-        used_by=BRADLEY_TERRY,
+        0.0, 0, 100, "reward gap asked for each point of rating gap", used_by=BRADLEY_TERRY
     )
     patience: int = whole(
         3,
@@ -208,9 +188,7 @@ class Settings:
         "the folder",
         metavar="FOLDER",
     )
-    no_cache: bool = switch(
-        "do not keep frozen features on disk", used_by=FROZEN_APPROACHES
-    )
+    no_cache: bool = switch("do not keep frozen features on disk", used_by=FROZEN_APPROACHES)
     tracking_uri: str | None = setting(
         None, "MLflow's; none for no tracking (default: a local store)", metavar="URI"
     )
@@ -275,9 +253,7 @@ def refuse_unused(parser: argparse.ArgumentParser, typed: dict, approach: str) -
         if approach not in users:
             flag = flag_name(name)
             verb = "does" if len(users) == 1 else "do"
-            parser.error(
-                f"{approach} does not use {flag}; only {', '.join(users)} {verb}"
-            )
+            parser.error(f"{approach} does not use {flag}; only {', '.join(users)} {verb}")
 
 
 def from_config(arguments: dict) -> Settings:
@@ -322,9 +298,7 @@ def add_flag(parser, one: Field) -> None:
     if "(default" not in text:
         text += default_text(one)
     options = one.metadata["argparse"]
-    parser.add_argument(
-        flag_name(one.name), default=argparse.SUPPRESS, help=text, **options
-    )
+    parser.add_argument(flag_name(one.name), default=argparse.SUPPRESS, help=text, **options)
 
 
 def default_text(one: Field) -> str:

@@ -39,14 +39,9 @@ def render(prompt: str, response: str, tokenizer) -> str:
     """The text an encoder reads: the tokenizer's chat template if it has one, else `TEMPLATE`."""
     if not getattr(tokenizer, "chat_template", None):
         return TEMPLATE.format(prompt=prompt, response=response)
-    turns = [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": response},
-    ]
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     # Some templates print today's date, and the reward must not change from day to day.
-    return tokenizer.apply_chat_template(
-        turns, tokenize=False, date_string="1 January 2025"
-    )
+    return tokenizer.apply_chat_template(turns, tokenize=False, date_string="1 January 2025")
 
 
 def encode(
@@ -75,10 +70,7 @@ def encode(
             if len(ids) > max_length:
                 cut += 1
                 ids = tokenizer(
-                    text,
-                    truncation=True,
-                    max_length=max_length,
-                    add_special_tokens=special,
+                    text, truncation=True, max_length=max_length, add_special_tokens=special
                 )["input_ids"]
             token_rows.append(compact(ids))
     return Encoded(token_rows, cut)
@@ -134,10 +126,7 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def shuffled_batches(
-    groups: Sequence[int],
-    lengths: Sequence[int],
-    batch_size: int,
-    generator: torch.Generator,
+    groups: Sequence[int], lengths: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
     """One epoch of batches, at most `batch_size` examples each: lists of example numbers.
 
@@ -163,9 +152,7 @@ def shuffled_batches(
     def longest(chunk: list[int]) -> int:
         return max(lengths[example] for example in chunk)
 
-    shuffled = [
-        chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()
-    ]
+    shuffled = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
     stretch = (
         20 * batch_size * len(chunks) // len(groups) + 1
     )  # chunks that fill twenty batches
@@ -175,6 +162,4 @@ def shuffled_batches(
             if len(batches[-1]) + len(chunk) > batch_size:
                 batches.append([])
             batches[-1].extend(chunk)
-    return [
-        batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()
-    ]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -10,13 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2Model,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from minirlhf import data, model
 from minirlhf.bundled.arithmetic import generate
@@ -45,14 +39,10 @@ def _tokenizer(cls: bool) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [
-        row[side] for row in generate(100) for side in ("prompt", "chosen", "rejected")
-    ]
+    texts = [row[side] for row in generate(100) for side in ("prompt", "chosen", "rejected")]
     tokenizer.train_from_iterator(texts, trainer)
     if not cls:
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token="<|endoftext|>"
-        )
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )

@@ -27,9 +27,7 @@ def test_margin_and_label_smoothing_reach_the_loss(tiny_encoder):
     texts, pairs = loops.distinct_texts(token_rows, part)
 
     def loss(**settings):
-        return STEPS["bt-finetune"](
-            built, texts, pairs, replace(FINETUNE, **settings)
-        ).loss
+        return STEPS["bt-finetune"](built, texts, pairs, replace(FINETUNE, **settings)).loss
 
     gap = part.chosen_rating - part.rejected_rating
     expected = torch.nn.functional.softplus(0.5 * gap).mean()

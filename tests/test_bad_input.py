@@ -48,9 +48,7 @@ def chats(*before, role="role", content="content"):
     for row in rows():
         turns = [*before, ("user", row["prompt"])]
         sides = {k: [*turns, ("assistant", row[k])] for k in ("chosen", "rejected")}
-        made.append(
-            {k: [{role: r, content: t} for r, t in side] for k, side in sides.items()}
-        )
+        made.append({k: [{role: r, content: t} for r, t in side] for k, side in sides.items()})
     return made
 
 
@@ -384,9 +382,7 @@ def test_a_bad_model_folder(kind, approach, tiny_encoder, capsys, caplog, monkey
     longer = () if kind.startswith("texts") else ("--max-length", "96")
     flags = ("--approach", approach, "--dataset", "p.jsonl", "--model", "m", *longer)
     assert words in refused(capsys, *QUIET, *flags)
-    assert not [
-        record for record in caplog.records if record.name.startswith("transformers")
-    ]
+    assert not [record for record in caplog.records if record.name.startswith("transformers")]
 
 
 # ---- run folders that are scored with
@@ -617,10 +613,6 @@ def test_turns_of_the_system_of_the_assistant_and_of_nobody():
         made, both = [], []
         for row in rows():
             texts = {k: (row["prompt"], row[k]) for k in ("chosen", "rejected")}
-            made.append(
-                {k: [{"content": t} | nobody for t in two] for k, two in texts.items()}
-            )
+            made.append({k: [{"content": t} | nobody for t in two] for k, two in texts.items()})
             both.append(made[-1] | {"prompt": row["prompt"]})  # it is not said twice
-        assert (
-            pairs_of("p.jsonl", jsonl(made)) == pairs_of("p.jsonl", jsonl(both)) == plain
-        )
+        assert pairs_of("p.jsonl", jsonl(made)) == pairs_of("p.jsonl", jsonl(both)) == plain

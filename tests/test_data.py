@@ -59,9 +59,7 @@ def test_a_prompt_in_its_own_column_is_said_once_and_never_lost(inside):
 
     pair, _ = one({"prompt": "Hi, I am Bob.", "chosen": side("4"), "rejected": side("5")})
     asked = "Assistant: Which Bob?\n\nHuman: "
-    whole = (
-        f"{asked}Hi, I am Bob." if inside else f"Human: Hi, I am Bob.\n\n{asked}Bob Lee."
-    )
+    whole = f"{asked}Hi, I am Bob." if inside else f"Human: Hi, I am Bob.\n\n{asked}Bob Lee."
     assert pair[:3] == (whole, "4", "5")
     turns = [
         {"role": "system", "content": "Be kind."},
@@ -188,9 +186,7 @@ def test_split_is_by_prompt_stable_and_every_prompt_is_tested_once():
             prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2]
         )
         assert sum(map(len, parts)) == 2000
-        assert [len(p) / 1000 for p in prompts] == pytest.approx(
-            [0.7, 0.1, 0.2], abs=0.04
-        )
+        assert [len(p) / 1000 for p in prompts] == pytest.approx([0.7, 0.1, 0.2], abs=0.04)
         tested += parts[2]
     assert sorted(tested) == sorted(pairs)
     # More rows move no prompt to another part.

@@ -80,9 +80,7 @@ def test_decoders_are_told_by_what_they_do(tiny_encoder, tiny_decoder):
 def test_fingerprint_sees_every_weight(tiny_encoder):
     encoder, _ = encoders.load_auto(tiny_encoder)
     before = encoders.fingerprint(encoder.state_dict())
-    assert before == encoders.fingerprint(
-        encoders.load_auto(tiny_encoder)[0].state_dict()
-    )
+    assert before == encoders.fingerprint(encoders.load_auto(tiny_encoder)[0].state_dict())
     with torch.no_grad():
         encoder.embeddings.word_embeddings.weight[5, 5] += 1e-3
     assert before != encoders.fingerprint(encoder.state_dict())
@@ -104,9 +102,7 @@ def test_bt_frozen_vectors_are_regression_vectors_before_normalisation():
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 def test_padding_and_company_change_no_vector(kind, pooling, request):
     built = model.build("bt-finetune", request.getfixturevalue(kind), pooling, 128)
-    rows, _ = tokens.encode(
-        ["Why?"] * 9, ["so " * n for n in range(9)], built.tokenizer, 128
-    )
+    rows, _ = tokens.encode(["Why?"] * 9, ["so " * n for n in range(9)], built.tokenizer, 128)
     together = built.vectors(rows)
     for i, row in enumerate(rows):
         alone = built.vectors([row])
@@ -152,9 +148,7 @@ def test_other_families_load_and_pool(name, tiny_encoder, tmp_path):
         small |= {"sep_token_id": 2}
     config = getattr(transformers, f"{name}Config")(**small)
     getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path / "model")
-    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(
-        tmp_path / "model"
-    )
+    transformers.AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "model")
     built = model.build("bt-finetune", str(tmp_path / "model"), max_length=64)
     assert built.info["pooling"] == ("last" if name in ("Llama", "Qwen2") else "mean")
     rows, _ = tokens.encode(["Why?"] * 2, ["so", "so " * 20], built.tokenizer, 64)

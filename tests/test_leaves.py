@@ -114,14 +114,15 @@ def test_a_leaf_alone_in_an_empty_folder_runs_its_example(leaf, tmp_path):
     copied = Path(shutil.copy(ROOT / "minirlhf" / f"{leaf}.py", tmp_path))
     assert ">>>" in copied.read_text()
     command = [sys.executable, "-I", "-m", "doctest", copied.name]
-    run = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, minirlhf; print([m for m in ('torch', 'numpy', 'mlflow') if m in sys.modules])"
+    code = (
+        "import sys, minirlhf; "
+        "print([m for m in ('torch', 'numpy', 'mlflow') if m in sys.modules])"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -179,9 +180,9 @@ def code_lines(path: Path) -> set[int]:
     source = path.read_text()
     prose = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(
-            node, (ast.Module, ast.ClassDef, ast.FunctionDef)
-        ) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
             prose |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     code = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -26,9 +26,7 @@ def fit(built, token_rows, part, epochs, **settings):
 
 def without_seconds(history):
     """What the epochs were, but for the time they took."""
-    return [
-        {name: epoch[name] for name in epoch if name != "seconds"} for epoch in history
-    ]
+    return [{name: epoch[name] for name in epoch if name != "seconds"} for epoch in history]
 
 
 @pytest.mark.parametrize("approach", STEPS)
@@ -58,16 +56,12 @@ def test_fine_tuning_starts_with_a_head_that_points_to_the_chosen(tiny_encoder):
     weight = built.head.output.weight.detach().double().flatten()
     assert torch.cosine_similarity(weight, expected, dim=0) > 0.9999
     margins = loops.evaluate_texts(built, token_rows, part).margins
-    assert margins.square().mean().sqrt().item() == pytest.approx(
-        loops.FIRST_MARGINS, rel=1e-4
-    )
+    assert margins.square().mean().sqrt().item() == pytest.approx(loops.FIRST_MARGINS, rel=1e-4)
 
 
 def test_a_head_stays_small_where_all_texts_are_one(tiny_encoder):
     built, token_rows, part = prepare("bt-finetune", tiny_encoder)
-    same = [token_rows[0]] * len(
-        token_rows
-    )  # as after a cut that leaves all texts the same
+    same = [token_rows[0]] * len(token_rows)  # as after a cut that leaves all texts the same
     loops.start_head(built, same, part)
     assert built.head.output.weight.abs().max() < 1e-2
 
@@ -136,9 +130,7 @@ def test_dropout_on_an_encoder_without_dropout_layers_is_refused(tiny_encoder):
 
 def test_early_stopping_restores_the_best_epoch(tiny_encoder):
     built, token_rows, part = prepare("bt-frozen", tiny_encoder, pairs=60)
-    features = torch.randn(
-        len(token_rows), 32
-    )  # noise: validation can only get worse by luck
+    features = torch.randn(len(token_rows), 32)  # noise: validation can only get worse by luck
     train = loops.pick(part, slice(40))
     validation = loops.pick(part, slice(40, None))
     settings = replace(SETTINGS, epochs=200, patience=3, lr=1e-2)

@@ -20,9 +20,7 @@ def honest(n: int, seed: int = 0, temperature: float = 1.0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     confidence = rng.uniform(0.5, 1, n)
     right = rng.random(n) < confidence
-    return torch.tensor(
-        temperature * np.log(confidence / (1 - confidence)) * (2 * right - 1)
-    )
+    return torch.tensor(temperature * np.log(confidence / (1 - confidence)) * (2 * right - 1))
 
 
 def summary_of(margins, prompts=None, subsets=None, **more):
@@ -44,14 +42,11 @@ def test_bootstrap_over_prompts_agrees_with_one_written_plainly():
     values = torch.tensor(rng.random(200) < 0.6).float()
     ours = metrics.bootstrap(values, prompts)
     groups = {
-        p: [v for v, q in zip(values.tolist(), prompts, strict=True) if q == p]
-        for p in prompts
+        p: [v for v, q in zip(values.tolist(), prompts, strict=True) if q == p] for p in prompts
     }
     names, means = list(groups), []
     for _ in range(4000):
-        drawn = [
-            v for i in rng.integers(0, len(names), len(names)) for v in groups[names[i]]
-        ]
+        drawn = [v for i in rng.integers(0, len(names), len(names)) for v in groups[names[i]]]
         means.append(np.mean(drawn))
     low, high = np.quantile(means, [0.025, 0.975])
     assert ours.estimate == pytest.approx(values.mean().item())
@@ -107,24 +102,18 @@ def test_with_one_pair_a_prompt_it_is_the_bootstrap_of_scipy():
     theirs = stats.bootstrap(
         (values.numpy(),), np.mean, n_resamples=5000, method="percentile", rng=0
     ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx(
-        tuple(theirs), abs=0.025
-    )  # it is 0.44 wide
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=0.025)  # it is 0.44 wide
 
 
 def test_the_interval_of_the_mean_over_subsets_agrees_with_one_written_plainly():
     rng = np.random.default_rng(3)
     prompts = rng.integers(0, 60, 300)
-    subsets = np.where(
-        rng.random(300) < 0.15, "small", "large"
-    )  # a prompt may be in both
+    subsets = np.where(rng.random(300) < 0.15, "small", "large")  # a prompt may be in both
     values = (rng.random(300) < np.where(subsets == "small", 0.3, 0.8)).astype(float)
     ours = metrics.bootstrap(torch.tensor(values), list(map(str, prompts)), list(subsets))
 
     def mean_over_subsets(rows):
-        return np.mean(
-            [values[rows][subsets[rows] == s].mean() for s in ("small", "large")]
-        )
+        return np.mean([values[rows][subsets[rows] == s].mean() for s in ("small", "large")])
 
     rows_of = [np.flatnonzero(prompts == p) for p in np.unique(prompts)]
     means = [
@@ -132,24 +121,18 @@ def test_the_interval_of_the_mean_over_subsets_agrees_with_one_written_plainly()
         for drawn in rng.integers(0, len(rows_of), (2000, len(rows_of)))
     ]
     assert ours.estimate == pytest.approx(mean_over_subsets(np.arange(300)))
-    assert (ours.low, ours.high) == pytest.approx(
-        np.quantile(means, [0.025, 0.975]), abs=0.015
-    )
+    assert (ours.low, ours.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
 
 
 def test_a_subset_that_some_resamples_do_not_hold_makes_no_interval_nan():
-    subsets = ["rare"] + [
-        "common"
-    ] * 20  # no resample without the one prompt has a "rare" mean
+    subsets = ["rare"] + ["common"] * 20  # no resample without the one prompt has a "rare" mean
     interval = metrics.bootstrap(torch.tensor([0.0] + [1.0] * 20), names(21), subsets)
     assert (interval.estimate, interval.low, interval.high) == (0.5, 0.5, 1.0)
 
 
 def test_on_the_same_pairs_a_small_lead_shows_that_two_intervals_hide():
     better = torch.tensor([1.0, -1.0] * 100)
-    worse = torch.where(
-        torch.arange(200) < 20, -1.0, better
-    )  # ten more mistakes, none mended
+    worse = torch.where(torch.arange(200) < 20, -1.0, better)  # ten more mistakes, none mended
     a, b = metrics.credit(better), metrics.credit(worse)
     assert metrics.bootstrap(a - a, names(200)) == (0, 0, 0)
     lead = metrics.bootstrap(a - b, names(200))
@@ -174,9 +157,7 @@ def test_the_likelihood_of_a_coin_and_of_a_sure_mistake():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_temperature_agrees_with_scipy_and_with_a_logistic_regression(
-    scale, weighted
-):
+def test_the_temperature_agrees_with_scipy_and_with_a_logistic_regression(scale, weighted):
     rng = np.random.default_rng(4)
     margins = torch.tensor(scale * rng.normal(0.5, 1, 300)).float()
     weight = torch.tensor(rng.exponential(size=300) if weighted else np.ones(300)).float()
@@ -190,9 +171,7 @@ def test_the_temperature_agrees_with_scipy_and_with_a_logistic_regression(
         return metrics.negative_log_likelihood(margins, math.exp(log_temperature), weight)
 
     around = math.log(scale)
-    best = optimize.minimize_scalar(
-        loss, bounds=(around - 4, around + 4), method="bounded"
-    )
+    best = optimize.minimize_scalar(loss, bounds=(around - 4, around + 4), method="bounded")
     assert ours == pytest.approx(math.exp(best.x), rel=1e-3)
     assert loss(math.log(ours)) <= best.fun + 1e-12
     # Without an intercept, the slope of "right or not" on the margin is 1 / temperature. Every pair

@@ -54,10 +54,7 @@ def test_save_and_load_give_bit_equal_rewards(approach, tiny_encoder, tmp_path):
         scores = scorer.score_many([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
         # The reward of scoring is the reward of training.
         assert scores[0] - scores[1] == pytest.approx(before[0].item(), abs=1e-4)
-    assert (
-        scorer.rank(row["prompt"], [row["rejected"], row["chosen"]])[0][1]
-        == row["chosen"]
-    )
+    assert scorer.rank(row["prompt"], [row["rejected"], row["chosen"]])[0][1] == row["chosen"]
     if approach == "classification":
         assert scorer.rank("q", ["alone"]) == [(0.5, "alone")]
         assert scorer.rank("q", []) == []
@@ -82,9 +79,7 @@ def test_scores_do_not_depend_on_company_or_order(tiny_encoder, tmp_path):
     assert scorer.rank("q", []) == []
 
 
-def test_a_model_folder_of_a_newer_format_or_without_a_model_is_refused(
-    tiny_encoder, tmp_path
-):
+def test_a_model_folder_of_a_newer_format_or_without_a_model_is_refused(tiny_encoder, tmp_path):
     model.save(model.build("bt-frozen", tiny_encoder, max_length=96), tmp_path / "model")
     info = checkpoint.read_json(tmp_path / "model" / "reward.json")
     checkpoint.write_json(tmp_path / "model" / "reward.json", info | {"format": 99})

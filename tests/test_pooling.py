@@ -8,9 +8,7 @@ def padded(hidden, left, right):
     """The same states with noise before and after, and the mask that hides it."""
     n, t, d = hidden.shape
     noise = lambda width: 100 * torch.randn(n, width, d)  # noqa: E731
-    mask = torch.cat(
-        [torch.zeros(n, left), torch.ones(n, t), torch.zeros(n, right)], 1
-    ).long()
+    mask = torch.cat([torch.zeros(n, left), torch.ones(n, t), torch.zeros(n, right)], 1).long()
     return torch.cat([noise(left), hidden, noise(right)], 1), mask
 
 

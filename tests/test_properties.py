@@ -29,9 +29,7 @@ piece = st.sampled_from(
     ["\n\nHuman: ", "\n\nAssistant:", "Human:", "\n", "\r\n", "\u2028", ",", '"']
 )
 text = (
-    st.lists(st.text(max_size=8) | piece, min_size=1, max_size=5)
-    .map("".join)
-    .filter(str.strip)
+    st.lists(st.text(max_size=8) | piece, min_size=1, max_size=5).map("".join).filter(str.strip)
 )
 bare = text.filter(lambda t: not re.match(r"(Human|Assistant):", t.strip()))
 
@@ -70,8 +68,7 @@ LAYOUTS = {
     "messages without roles": (
         text,
         lambda q, a, b: {
-            k: [{"content": q}, {"content": t}]
-            for k, t in (("chosen", a), ("rejected", b))
+            k: [{"content": q}, {"content": t}] for k, t in (("chosen", a), ("rejected", b))
         },
     ),
     "the prompt in messages of its own": (
@@ -113,9 +110,7 @@ def test_every_layout_gives_the_texts_back(layout, d):
     q, a, b = (d.draw(kind) for _ in range(3))
     assume(a.strip() != b.strip())
     ((prompt, chosen, rejected, *_),), report = data.build_pairs([row_of(q, a, b)])
-    if (
-        "transcript" in layout
-    ):  # its turns are told apart by white space, so theirs is none
+    if "transcript" in layout:  # its turns are told apart by white space, so theirs is none
         q = q.strip()
     if layout == "transcripts":
         a, b = a.strip(), b.strip()
@@ -147,8 +142,7 @@ def test_of_any_rows_each_is_a_pair_or_counted(found):
     assert report["rows"] == len(rows) == len(pairs) + sum(report["dropped"].values())
     for pair in pairs:
         assert (
-            all(type(t) is str and t.strip() for t in pair[:3])
-            and pair.chosen != pair.rejected
+            all(type(t) is str and t.strip() for t in pair[:3]) and pair.chosen != pair.rejected
         )
         assert (pair.chosen_rating is None) == (pair.rejected_rating is None)
         assert all(r is None or abs(r) < 1e9 for r in pair[3:5])
@@ -158,9 +152,7 @@ def test_of_any_rows_each_is_a_pair_or_counted(found):
 @given(st.lists(st.tuples(text, text, text), min_size=1, max_size=5))
 def test_files_give_back_what_was_written(found):
     rows = [plain(*texts) for texts in found]
-    Path("list.json").write_text(
-        json.dumps(rows, ensure_ascii=False, indent=1), newline=""
-    )
+    Path("list.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), newline="")
     lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     Path("lines.jsonl").write_text(lines, newline="")
     with open("table.csv", "w", newline="") as file:
@@ -207,9 +199,7 @@ def test_where_a_prompt_goes_depends_on_nothing_else(prompts, d):
 
 @pytest.fixture(scope="module")
 def tokenizers(tiny_encoder, tiny_decoder):
-    return [
-        AutoTokenizer.from_pretrained(folder) for folder in (tiny_encoder, tiny_decoder)
-    ]
+    return [AutoTokenizer.from_pretrained(folder) for folder in (tiny_encoder, tiny_decoder)]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -275,9 +265,7 @@ def test_shuffled_batches_hold_every_example_once(groups, batch_size, seed):
     assert sorted(i for batch in batches for i in batch) == list(range(len(groups)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     for group in set(groups):  # together, if they fit
-        homes = [
-            n for n, batch in enumerate(batches) if any(groups[i] == group for i in batch)
-        ]
+        homes = [n for n, batch in enumerate(batches) if any(groups[i] == group for i in batch)]
         assert len(homes) == -(-groups.count(group) // batch_size)
 
 

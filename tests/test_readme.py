@@ -58,9 +58,7 @@ def test_compare_commands_parse(command):
 def test_score_commands_parse(command, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         score_lines.main(shlex.split(command)[4:])
-    assert (
-        "no trained model" in capsys.readouterr().err
-    )  # parsed; there is just no run here
+    assert "no trained model" in capsys.readouterr().err  # parsed; there is just no run here
 
 
 @pytest.mark.parametrize(
@@ -71,9 +69,7 @@ def test_tools_commands_parse(command, capsys):
     with pytest.raises(SystemExit) as stop:
         __main__.main([name, *flags])
     assert stop.value.code == 2
-    assert (
-        "no trained model" in capsys.readouterr().err
-    )  # parsed; there is just no run here
+    assert "no trained model" in capsys.readouterr().err  # parsed; there is just no run here
 
 
 def test_commands_within_sentences_are_known():
@@ -108,7 +104,9 @@ def test_python_blocks_run(tiny_encoder, pairs_file):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
     for block in blocks:
-        used = 'reward(["What is 2 + 2?"] * 2, ["4", "5"])\n'  # what the block defines runs, too
+        used = (
+            'reward(["What is 2 + 2?"] * 2, ["4", "5"])\n'  # what the block defines runs, too
+        )
         run = subprocess.run(
             [sys.executable, "-c", block + used],
             env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": ""},
@@ -134,9 +132,7 @@ def test_links_and_file_names_resolve():
         assert path.startswith("https://") or (ROOT / path).exists(), target
         if anchor:
             assert anchor in anchors((ROOT / path).read_text("utf-8")), target
-    for name in re.findall(
-        r"`((?:minirlhf|tests)/[\w./]+|train\.py|pyproject\.toml)`", README
-    ):
+    for name in re.findall(r"`((?:minirlhf|tests)/[\w./]+|train\.py|pyproject\.toml)`", README):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`((?:\w+/)?\w+\.py|\w+/)`", README):
         assert (ROOT / name).exists() or (ROOT / "minirlhf" / name).exists(), name
@@ -159,8 +155,7 @@ def test_every_flag_in_the_text_exists(capsys):
 
 
 RESULTS = {
-    path.stem: json.loads(path.read_text())
-    for path in (ROOT / ".github/results").iterdir()
+    path.stem: json.loads(path.read_text()) for path in (ROOT / ".github/results").iterdir()
 }
 
 
@@ -183,9 +178,7 @@ def test_every_accuracy_in_the_text_was_written_by_a_command():
         "0.693",
     }  # ln 2
     found = re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", README)
-    assert (
-        len(found) > 40
-    )  # the lab notebook holds the rest, and test_notebook.py checks them
+    assert len(found) > 40  # the lab notebook holds the rest, and test_notebook.py checks them
     assert set(found) <= known, sorted(set(found) - known)
 
 
@@ -228,9 +221,7 @@ def test_readme_is_read_in_a_quarter_of_an_hour():
 
 def test_no_commit_is_named():
     words = re.findall(r"\b[0-9a-f]{7,40}\b", README)
-    assert not [
-        word for word in words if re.search("[0-9]", word) and re.search("[a-f]", word)
-    ]
+    assert not [word for word in words if re.search("[0-9]", word) and re.search("[a-f]", word)]
 
 
 def test_every_picture_is_drawn_by_the_tools():

@@ -30,9 +30,7 @@ def test_rank_judge_and_best_of_n_agree(approach, tiny_encoder):
     ranked = scorer.rank(PROMPT, RESPONSES)
     numbers = scorer.judge([(PROMPT, RESPONSES), ("Why?", ["So."]), ("Why?", [])])
     assert [len(found) for found in numbers] == [3, 1, 0]
-    assert [number for number, _ in ranked] == pytest.approx(
-        sorted(numbers[0], reverse=True)
-    )
+    assert [number for number, _ in ranked] == pytest.approx(sorted(numbers[0], reverse=True))
     best_first = sorted(RESPONSES, key=lambda text: -numbers[0][RESPONSES.index(text)])
     assert [text for _, text in ranked] == best_first
     assert scorer.best_of_n(PROMPT, RESPONSES) == best_first[0]

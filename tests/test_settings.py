@@ -61,9 +61,7 @@ def test_flags_written_from_settings_are_read_as_the_same_settings():
 def test_settings_survive_in_a_run_folder_and_missing_ones_are_named():
     arguments = asdict(read("--approach", "classification", "--seed", "3"))
     assert from_config(arguments) == read("--approach", "classification", "--seed", "3")
-    assert from_config(arguments | {"folds": None}) == from_config(
-        arguments
-    )  # of version 0.1
+    assert from_config(arguments | {"folds": None}) == from_config(arguments)  # of version 0.1
     del arguments["clip"]
     with pytest.raises(ValueError, match="settings lack clip; start it again"):
         from_config(arguments)

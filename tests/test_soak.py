@@ -100,9 +100,7 @@ def test_a_hundred_thousand_pairs_take_three_kilobytes_each_at_most(tiny_encoder
             "none",
             "--no-cache",
         ]
-        costs[count] = measured(
-            str(ROOT / "train.py"), *flags, "--output", f"run-{count}"
-        )
+        costs[count] = measured(str(ROOT / "train.py"), *flags, "--output", f"run-{count}")
         config = json.loads(Path(f"run-{count}/config.json").read_text())
         assert config["data"]["pairs"] == count
     print(costs)

@@ -65,9 +65,7 @@ def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
     assert about["arguments"]["approach"] == approach
     assert about["data"]["pairs"] == 120
     assert about["data"]["parts"]["test"] == test["n"]
-    history = [
-        json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()
-    ]
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     pictures = {"learning_curves.png", "rewards.png", "reliability.png", "subsets.png"}
     assert pictures <= {file.name for file in (folder / "figures").iterdir()}
@@ -85,17 +83,11 @@ def test_each_approach_end_to_end(approach, tiny_encoder, pairs_file, capsys):
     scorer = minirlhf.load(folder, "cpu")
     pairs, _ = data.build_pairs(load_rows(pairs_file))
     _, _, tested = data.split(pairs)
-    right = [
-        scorer.rank(p.prompt, [p.rejected, p.chosen])[0][1] == p.chosen for p in tested
-    ]
+    right = [scorer.rank(p.prompt, [p.rejected, p.chosen])[0][1] == p.chosen for p in tested]
     assert sum(right) / len(right) == pytest.approx(test["accuracy"], abs=1e-6)
     # And its probabilities are those whose likelihood is in metrics.json.
-    likelihood = [
-        -math.log(scorer.probability(p.prompt, p.chosen, p.rejected)) for p in tested
-    ]
-    assert sum(likelihood) / len(tested) == pytest.approx(
-        test["nll_calibrated"], abs=1e-4
-    )
+    likelihood = [-math.log(scorer.probability(p.prompt, p.chosen, p.rejected)) for p in tested]
+    assert sum(likelihood) / len(tested) == pytest.approx(test["nll_calibrated"], abs=1e-4)
     # The same command gives the same numbers, in the next free folder.
     run(*flags, "--max-length", "96", "--epochs", "2", "--batch-size", "8")
     again = metrics(f"runs/{approach}-2")
@@ -157,9 +149,7 @@ def test_other_column_names_and_csv(tiny_encoder):
             writer.writerow(list(row.values())[:5])
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad", "chosen-rating": "g"}
     columns["rejected-rating"] = "b"
-    flags = [
-        text for role, name in columns.items() for text in (f"--{role}-column", name)
-    ]
+    flags = [text for role, name in columns.items() for text in (f"--{role}-column", name)]
     flags += ["--dataset", "pairs.csv", "--model", tiny_encoder, "--max-length", "96"]
     run("--approach", "regression", *flags, "--epochs", "1")
     assert metrics("runs/regression")["test"]["n"] > 0
@@ -207,9 +197,7 @@ def test_rating_ties_teach_a_regression_and_are_tested_nowhere(tiny_encoder):
         run("--approach", approach, *flags, "--epochs", "1")
         result = metrics(f"runs/{approach}")
         learned[approach] = config(f"runs/{approach}")["data"]["parts"]["train"]
-        counted[approach] = [
-            result[part]["n"] for part in ("train", "validation", "test")
-        ]
+        counted[approach] = [result[part]["n"] for part in ("train", "validation", "test")]
     assert learned["regression"] > learned["bt-frozen"]
     assert counted["regression"] == counted["bt-frozen"]
 
@@ -270,9 +258,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, capsys, monke
     Path("here/thesis.txt").write_text("years of work")
     Path("empty").mkdir()
     defaults = (
-        []
-        if "--approach" in flags or "--no-cache" in flags
-        else ["--approach", "bt-frozen"]
+        [] if "--approach" in flags or "--no-cache" in flags else ["--approach", "bt-frozen"]
     )
     if "--limit" not in flags:
         defaults += ["--limit", "200"]
@@ -284,15 +270,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, capsys, monke
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("train.py: error: ")
     assert Path("here/thesis.txt").read_text() == "years of work"
-    assert not Path(
-        "runs"
-    ).exists()  # nothing is left behind that the next run would trip over
+    assert not Path("runs").exists()  # nothing is left behind that the next run would trip over
 
 
 def test_ratings_are_asked_for_where_they_are_needed(pairs_file, capsys):
-    rows = [
-        {k: row[k] for k in ("prompt", "chosen", "rejected")} for row in generate(200)
-    ]
+    rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in generate(200)]
     Path("unrated.json").write_text(json.dumps(rows))
     for flags in (
         ["--approach", "regression"],
@@ -303,9 +285,7 @@ def test_ratings_are_asked_for_where_they_are_needed(pairs_file, capsys):
         assert "regression and --margin need ratings" in capsys.readouterr().err
 
 
-def test_features_of_another_pooling_are_not_taken_for_these(
-    tiny_encoder, pairs_file, capsys
-):
+def test_features_of_another_pooling_are_not_taken_for_these(tiny_encoder, pairs_file, capsys):
     flags = ["--approach", "bt-frozen", "--dataset", pairs_file, "--model", tiny_encoder]
     flags += ["--max-length", "96", "--epochs", "1"]
     origins = []
@@ -334,9 +314,7 @@ def test_features_made_by_other_code_are_not_taken_for_these(
     assert "seconds, computed" in capsys.readouterr().out
 
 
-def test_a_model_folder_is_no_run_and_is_not_overwritten(
-    tiny_encoder, pairs_file, capsys
-):
+def test_a_model_folder_is_no_run_and_is_not_overwritten(tiny_encoder, pairs_file, capsys):
     shutil.copytree(tiny_encoder, "mine")
     with pytest.raises(SystemExit) as stop:
         run("--dataset", pairs_file, "--model", "mine", "--output", "mine", "--overwrite")
@@ -361,9 +339,7 @@ def test_overwrite_replaces_a_run_and_only_a_run(tiny_encoder, pairs_file):
     assert Path("out/metrics.json").exists()
 
 
-def test_ctrl_c_keeps_the_best_model_so_far(
-    tiny_encoder, pairs_file, monkeypatch, capsys
-):
+def test_ctrl_c_keeps_the_best_model_so_far(tiny_encoder, pairs_file, monkeypatch, capsys):
     real = loops.evaluate_texts
     calls = []
 
@@ -406,9 +382,7 @@ def test_the_score_command_prints_the_best_first(tiny_encoder, pairs_file, capsy
 
 def test_response_only_reads_no_prompt(tiny_encoder, pairs_file):
     rows = [json.loads(line) for line in Path(pairs_file).read_text().splitlines()]
-    for (
-        row
-    ) in rows:  # another question of the same split: only its spacing and case differ
+    for row in rows:  # another question of the same split: only its spacing and case differ
         row["prompt"] = row["prompt"].upper().replace(" ", "  ")
     Path("shouted.json").write_text(json.dumps(rows))
     flags = ["--approach", "bt-frozen", "--model", tiny_encoder, "--max-length", "96"]

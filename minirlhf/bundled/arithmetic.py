@@ -59,7 +59,9 @@ from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
-PAIRS = 5000  # two idle CPU cores learn from them in two minutes if they multiply bfloat16 natively
+PAIRS = (
+    5000  # two idle CPU cores learn from them in two minutes if they multiply bfloat16 natively
+)
 COLUMNS = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating", "subset")
 
 # Every number of a question and of a correct or wrong working lies in this range. No number is 1,
@@ -140,9 +142,7 @@ class Template(NamedTuple):
     unit: str
     wrong_units: tuple[str, ...]
     items: tuple[str, ...]  # nouns for {item}
-    ranges: tuple[
-        tuple[int, int], ...
-    ]  # lowest and highest value of a, b, c and perhaps d
+    ranges: tuple[tuple[int, int], ...]  # lowest and highest value of a, b, c and perhaps d
 
 
 NUMBER_NAMES = "abcd"  # the numbers of the question, in a formula
@@ -394,9 +394,7 @@ class GradedPair(NamedTuple):
     @property
     def subset(self) -> str:
         """The costliest flaw that the rejected answer has and the chosen one does not have."""
-        only_rejected = [
-            flaw for flaw in self.rejected.flaws if flaw not in self.chosen.flaws
-        ]
+        only_rejected = [flaw for flaw in self.rejected.flaws if flaw not in self.chosen.flaws]
         return max(only_rejected, key=FLAWS.__getitem__)
 
 
@@ -439,9 +437,7 @@ def make_problem(rng: random.Random) -> Problem:
     )
 
 
-def make_answer(
-    problem: Problem, flaws: Iterable[str], rng: random.Random
-) -> GradedAnswer:
+def make_answer(problem: Problem, flaws: Iterable[str], rng: random.Random) -> GradedAnswer:
     """Write an answer that has exactly these flaws. The wording is drawn from `rng`.
 
     Raises ValueError for an unknown flaw and for two flaws that touch the same part of the answer.
@@ -480,9 +476,7 @@ def draw_answer(problem: Problem, rng: random.Random) -> GradedAnswer:
     return make_answer(problem, flaws, rng)
 
 
-def generate(
-    pairs: int = PAIRS, seed: int = 0, answers_per_prompt: int = 4
-) -> list[dict]:
+def generate(pairs: int = PAIRS, seed: int = 0, answers_per_prompt: int = 4) -> list[dict]:
     """Make preference rows: prompt, chosen, rejected, chosen_rating, rejected_rating, subset.
 
     Each prompt gets `answers_per_prompt` distinct answers, and every two of them with different
@@ -512,23 +506,17 @@ def blind_accuracies(pairs: int = PAIRS, seed: int = 0) -> dict[str, float]:
             credits[pair.subset].append(0.5)
         else:
             credits[pair.subset].append(float(chosen > rejected))
-    return {
-        flaw: sum(of_flaw) / len(of_flaw) for flaw, of_flaw in credits.items() if of_flaw
-    }
+    return {flaw: sum(of_flaw) / len(of_flaw) for flaw, of_flaw in credits.items() if of_flaw}
 
 
 def _draw_pairs(pairs: int, seed: int, answers_per_prompt: int = 4) -> list[GradedPair]:
     """What `generate` makes rows of."""
     if not 2 <= answers_per_prompt <= 100:
-        raise ValueError(
-            f"answers_per_prompt is {answers_per_prompt}; it must be 2 to 100"
-        )
+        raise ValueError(f"answers_per_prompt is {answers_per_prompt}; it must be 2 to 100")
 
     rng = random.Random(seed)
     drawn: list[GradedPair] = []
-    prompts: set[str] = (
-        set()
-    )  # never iterated over, since the order of a set is not stable
+    prompts: set[str] = set()  # never iterated over, since the order of a set is not stable
     while len(drawn) < pairs:
         problem = make_problem(rng)
         if problem.prompt in prompts:
@@ -623,9 +611,7 @@ def _write_text(problem: Problem, flaws: tuple[str, ...], rng: random.Random) ->
     return " ".join(lines)
 
 
-def _draw_working(
-    problem: Problem, flaws: tuple[str, ...], rng: random.Random
-) -> Working:
+def _draw_working(problem: Problem, flaws: tuple[str, ...], rng: random.Random) -> Working:
     """The correct working, or a wrong one if a flaw of REWORKED is asked for."""
     for flaw in REWORKED:
         if flaw in flaws:
@@ -657,9 +643,7 @@ def _working_lines(
     patterns = style.first_steps
     for step, (left, operation, right, result) in zip(steps, working, strict=False):
         calculation = f"{left} {operation} {right} = {result}"
-        lines.append(
-            rng.choice(patterns).format(label=step.label, calculation=calculation)
-        )
+        lines.append(rng.choice(patterns).format(label=step.label, calculation=calculation))
         patterns = style.later_steps
     return lines
 
@@ -741,13 +725,9 @@ def _wrong_workings(
 ) -> list[Working]:
     """All workings that one flaw of REWORKED can lead to and that end in a wrong result."""
     if flaw == "wrong_operation":
-        workings = [
-            _work(wrong_steps, numbers) for wrong_steps in _confuse_operation(steps)
-        ]
+        workings = [_work(wrong_steps, numbers) for wrong_steps in _confuse_operation(steps)]
     elif flaw == "miscopied_number":
-        workings = [
-            _work(steps, wrong_numbers) for wrong_numbers in _misread_one(numbers)
-        ]
+        workings = [_work(steps, wrong_numbers) for wrong_numbers in _misread_one(numbers)]
     else:
         places = range(len(steps))
         workings = [_work(steps, numbers, i, slip) for i in places for slip in SLIPS]

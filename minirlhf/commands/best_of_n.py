@@ -30,9 +30,7 @@ from minirlhf.score import Scorer
 
 # A number at the end of a text whose thousands have no commas. Signs may follow it: "$1800.50." or
 # "(72 %)". It is not the 2 of 1/2, x2, \frac{1}{2} or 1,2.
-FINAL_NUMBER = re.compile(
-    r"((?<!\w)-)?(?<![\w./])(?<!\}\{)(?<!\d,)(\d+(\.\d+)?|\.\d+)(?=\W*$)"
-)
+FINAL_NUMBER = re.compile(r"((?<!\w)-)?(?<![\w./])(?<!\}\{)(?<!\d,)(\d+(\.\d+)?|\.\d+)(?=\W*$)")
 THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 MINUS = "\u2212"  # the sign of typography, in place of the hyphen of programmers
 
@@ -43,9 +41,7 @@ class Candidates(NamedTuple):
     prompt: str
     responses: list[str]  # K
     correct: list[bool]  # K
-    models: list[str | None] | None = (
-        None  # K, who wrote them; None where the data do not say
-    )
+    models: list[str | None] | None = None  # K, who wrote them; None where the data do not say
     answers: list | None = None  # K, the final answers
 
 
@@ -79,9 +75,7 @@ def read_row(row: dict) -> Candidates:
 
     Prompt and responses become what `data.build_pairs` makes of them, as in training.
     """
-    lists = {
-        name: row.get(name) for name in ("responses", "correct", "models", "answers")
-    }
+    lists = {name: row.get(name) for name in ("responses", "correct", "models", "answers")}
     check_lists(lists)
     try:
         pairs = [as_pair(row.get("prompt"), response) for response in lists["responses"]]
@@ -154,9 +148,7 @@ def rewards(scorer: Scorer, rows: Sequence[Candidates]) -> Numbers:
 
 def win_rates(scorer: Scorer, row: Candidates) -> list[float]:
     """For each candidate, the mean probability of being preferred to one of the others."""
-    win_rate = {
-        response: rate for rate, response in scorer.rank(row.prompt, row.responses)
-    }
+    win_rate = {response: rate for rate, response in scorer.rank(row.prompt, row.responses)}
     return [win_rate[response] for response in row.responses]
 
 
@@ -210,13 +202,9 @@ def best_of(numbers: Sequence[float], correct: Sequence[bool], n: int) -> float:
     subsets_won = 0.0
     for highest in sorted(set(numbers), reverse=True):
         tied = [
-            good
-            for number, good in zip(numbers, correct, strict=True)
-            if number == highest
+            good for number, good in zip(numbers, correct, strict=True) if number == highest
         ]
-        subsets = comb(left, n) - comb(
-            left - len(tied), n
-        )  # those in which it is the highest
+        subsets = comb(left, n) - comb(left - len(tied), n)  # those in which it is the highest
         subsets_won += subsets * sum(tied) / len(tied)
         left -= len(tied)
     return subsets_won / comb(len(numbers), n)
@@ -310,9 +298,7 @@ def compare_choices(
     return lines
 
 
-def curve(
-    rows: Sequence[Candidates], model: Numbers, prompts: Sequence[str]
-) -> list[dict]:
+def curve(rows: Sequence[Candidates], model: Numbers, prompts: Sequence[str]) -> list[dict]:
     """Best of n for n = 1, 2, ... up to the smallest K: the model's accuracy and the oracle's."""
     correct = [row.correct for row in rows]
     smallest = min(len(of_one_prompt) for of_one_prompt in correct)

@@ -75,23 +75,17 @@ def plan(parser: ArgumentParser, args: Namespace, shared: Sequence[str]) -> list
     jobs = []
     for name in names:
         if name not in (*APPROACHES, "response-only"):
-            parser.error(
-                f"--only {name}: there is {', '.join(APPROACHES)} and response-only"
-            )
+            parser.error(f"--only {name}: there is {', '.join(APPROACHES)} and response-only")
         approach = "bt-finetune" if name == "response-only" else name
         own = typed_flags(reader, shlex.split(vars(args)[approach.replace("-", "_")]))
         refuse_ours(parser, own)
         refuse_unused(parser, own, approach)
         for key in DATA:
             if key in own:
-                parser.error(
-                    f"all approaches read the same data; give {flag_name(key)} to all"
-                )
+                parser.error(f"all approaches read the same data; give {flag_name(key)} to all")
 
         typed = {"approach": approach}
-        typed |= {
-            key: value for key, value in for_all.items() if approach in used_by(key)
-        }
+        typed |= {key: value for key, value in for_all.items() if approach in used_by(key)}
         typed |= own
         if name == "response-only":
             typed["response_only"] = True
@@ -156,9 +150,7 @@ def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None
     is_begun = begin(output, config, args.overwrite)
     typed = typed_flags(flag_parser(), shared)
     uri = typed.get("tracking_uri")
-    with tracking.track(
-        uri, typed.get("experiment", "minirlhf"), output, {}, is_begun
-    ) as log:
+    with tracking.track(uri, typed.get("experiment", "minirlhf"), output, {}, is_begun) as log:
         log({}, step=0)
         print(f"folder    {output}")
         runs = {}
@@ -197,9 +189,7 @@ def begin(output: Path, config: dict, overwrite: bool) -> bool:
 
     before = flags_of(output)
     if output.exists() and before is None:
-        raise ValueError(
-            f"{output} exists and holds no comparison; give another --output"
-        )
+        raise ValueError(f"{output} exists and holds no comparison; give another --output")
     if before is None or overwrite:
         with checkpoint.whole_folder(output) as folder:
             checkpoint.write_json(folder / "config.json", config)
@@ -249,9 +239,7 @@ def compare_parser() -> ArgumentParser:
     parser = command(
         "compare", "Train and test all approaches on the same folds, for one table."
     )
-    parser.epilog = (
-        "Any flag of train.py is handed on to the approaches that understand it."
-    )
+    parser.epilog = "Any flag of train.py is handed on to the approaches that understand it."
     parser.allow_abbrev = False  # "--fold" must not be read as "--folds"
     add = parser.add_argument
     add(

@@ -32,11 +32,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minirlhf import data, loops, metrics, score
-from minirlhf.commands.best_of_n import (
-    candidates_text,
-    evaluate_candidates,
-    read_candidates,
-)
+from minirlhf.commands.best_of_n import candidates_text, evaluate_candidates, read_candidates
 from minirlhf.commands.unseen import read_rows, unseen
 from minirlhf.report import results
 from minirlhf.report.tables import interval, table
@@ -104,9 +100,7 @@ so many prompts show a true accuracy of {0.5 + found["detectable"]:.3f} four tim
     text += f"mean over subsets {interval(found, 'balanced_accuracy')}\n\n"
 
     lines = []
-    for name in sorted(
-        found["subsets"], key=lambda name: found["subsets"][name]["accuracy"]
-    ):
+    for name in sorted(found["subsets"], key=lambda name: found["subsets"][name]["accuracy"]):
         numbers = found["subsets"][name]
         lines.append([name, numbers["n"], interval(numbers), interval(numbers, "longer")])
     return text + table(["subset", "pairs", "accuracy [95 %]", "the longer"], lines)
@@ -205,9 +199,7 @@ def parse(
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)"
     )
-    parser.add_argument(
-        "--output", metavar="FILE.json", help="write all numbers to this file"
-    )
+    parser.add_argument("--output", metavar="FILE.json", help="write all numbers to this file")
     args = parser.parse_args(argv)
 
     if args.limit is not None and args.limit < 1:

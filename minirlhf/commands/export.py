@@ -62,9 +62,7 @@ SAME = 1e-4
 class Exported(NamedTuple):
     """How well an export was checked."""
 
-    difference: (
-        float  # the largest between two rewards, as a share of the rewards' spread
-    )
+    difference: float  # the largest between two rewards, as a share of the rewards' spread
     texts: int  # how many were compared
     cut: int  # how many of these were too long
 
@@ -74,9 +72,7 @@ class Examples(NamedTuple):
 
     prompts: list[str]
     responses: list[str]
-    rendered: list[
-        str
-    ]  # prompt and response in the template: what the other library reads
+    rendered: list[str]  # prompt and response in the template: what the other library reads
 
 
 # ---- what can be exported
@@ -98,7 +94,9 @@ def refusal(model: RewardModel, form: str) -> str | None:
     if not encoders.is_causal(model.encoder):
         return f"{config.model_type} is an encoder, to which {library} gives layers that ours lacks"
     if model.info["pooling"] != "last":
-        return f"{library} reads a decoder's last token; this one pools by {model.info['pooling']}"
+        return (
+            f"{library} reads a decoder's last token; this one pools by {model.info['pooling']}"
+        )
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return f"transformers has no {library} for {config.model_type}"
     return None
@@ -166,9 +164,7 @@ def dense_modules(head: nn.Module) -> list[nn.Module]:
     ]
 
 
-def dense(
-    weight: Tensor, bias: Tensor | None = None, activation: nn.Module | None = None
-):
+def dense(weight: Tensor, bias: Tensor | None = None, activation: nn.Module | None = None):
     """One of sentence-transformers' Dense modules, from a weight (out, in) and a bias (out,)."""
     from sentence_transformers.sentence_transformer.modules import Dense
 
@@ -224,9 +220,7 @@ def to_sentence_transformer(
 
 
 @torch.inference_mode()
-def to_classifier(
-    model: RewardModel, encoder: str, folder: Path, texts: list[str]
-) -> Tensor:
+def to_classifier(model: RewardModel, encoder: str, folder: Path, texts: list[str]) -> Tensor:
     """Write an AutoModelForSequenceClassification; the rewards (N,) that the folder then gives.
 
     encoder: the run's encoder folder; texts: N rendered texts.
@@ -261,14 +255,10 @@ def new_classifier(model: RewardModel) -> nn.Module:
 
     config = copy.deepcopy(model.encoder.config)
     config.num_labels = 1
-    config.problem_type = (
-        "regression"  # so that neither a pipeline nor vLLM adds a sigmoid
-    )
+    config.problem_type = "regression"  # so that neither a pipeline nor vLLM adds a sigmoid
     whole = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     head = getattr(whole, "score", None)
-    if not isinstance(head, nn.Linear) or type(whole.base_model) is not type(
-        model.encoder
-    ):
+    if not isinstance(head, nn.Linear) or type(whole.base_model) is not type(model.encoder):
         raise ValueError(
             f"transformers' {type(whole).__name__} is no encoder under a linear head"
         )
@@ -316,9 +306,7 @@ The text to feed is the whole of this, filled in:
 
 {notes}A text of more than {max_length} tokens is cut from the left, as in training.
 """
-ON_THE_SCALE_OF_RATINGS = (
-    "It lies on the scale of the ratings that the model was trained on."
-)
+ON_THE_SCALE_OF_RATINGS = "It lies on the scale of the ratings that the model was trained on."
 ONLY_DIFFERENCES_COUNT = (
     "By itself it means nothing; what counts is how two responses to one prompt differ."
 )
@@ -341,9 +329,7 @@ It is what the tokenizer's `apply_chat_template` makes of a user's and an assist
 with `tokenize=False, date_string="1 January 2025"`. It holds its special tokens: none are added.
 
 """
-RESPONSE_ONLY_NOTE = (
-    "The model was trained with `--response-only`: it never saw a prompt.\n\n"
-)
+RESPONSE_ONLY_NOTE = "The model was trained with `--response-only`: it never saw a prompt.\n\n"
 
 
 def readme(model: RewardModel, form: str, text: str, reward: float) -> str:
@@ -352,9 +338,7 @@ def readme(model: RewardModel, form: str, text: str, reward: float) -> str:
     text, reward: a rendered text and its reward, for the code that loads the model.
     """
     special = adds_special_tokens(model.tokenizer)
-    code = (
-        SENTENCE_TRANSFORMERS_CODE if form == SENTENCE_TRANSFORMERS else CLASSIFIER_CODE
-    )
+    code = SENTENCE_TRANSFORMERS_CODE if form == SENTENCE_TRANSFORMERS else CLASSIFIER_CODE
     meaning = ONLY_DIFFERENCES_COUNT
     if model.info["approach"] == "regression":
         meaning = ON_THE_SCALE_OF_RATINGS
@@ -422,9 +406,7 @@ def export(run: str, folder: Path, form: str) -> Exported:
         raise ValueError(f"{run} has no exact form as {form}: {reason}")
 
     examples = make_examples(model)
-    expected = torch.tensor(
-        scorer.score_many(examples.prompts, examples.responses)
-    )  # (N,)
+    expected = torch.tensor(scorer.score_many(examples.prompts, examples.responses))  # (N,)
     encoder = f"{run}/model/encoder"
     with checkpoint.whole_folder(folder) as temporary:
         if form == SENTENCE_TRANSFORMERS:

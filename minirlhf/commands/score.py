@@ -165,9 +165,7 @@ def score_file(scorer: Scorer, source: str, target: str | None, keep_going: bool
     if target is not None:
         os.rename(part, target)
     if bad_lines:
-        print(
-            f"{bad_lines} lines could not be read and were passed over", file=sys.stderr
-        )
+        print(f"{bad_lines} lines could not be read and were passed over", file=sys.stderr)
 
 
 def check_absent(path: str) -> None:
@@ -211,9 +209,7 @@ def parse(
     parser = command("score", "Score responses, or rank those to one prompt, best first.")
     parser.add_argument("run", help="a run folder, such as runs/bt-finetune")
     parser.add_argument("--prompt", help="the prompt that the responses answer")
-    parser.add_argument(
-        "--response", action="append", help="a response; give it several times"
-    )
+    parser.add_argument("--response", action="append", help="a response; give it several times")
     parser.add_argument(
         "--input",
         metavar="FILE",
@@ -225,9 +221,7 @@ def parse(
         metavar="FILE",
         help="where the scored lines go (default: standard output)",
     )
-    parser.add_argument(
-        "--keep-going", action="store_true", help="pass over unreadable lines"
-    )
+    parser.add_argument("--keep-going", action="store_true", help="pass over unreadable lines")
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or mps (default: auto)"
     )

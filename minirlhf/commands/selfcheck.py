@@ -60,9 +60,7 @@ FINETUNE_FEW = replace(
     weight_decay=0.0,
     patience=NEVER,
 )
-FROZEN_FEW = replace(
-    FROZEN, epochs=20, batch_size=4, lr=1e-2, weight_decay=0.0, patience=NEVER
-)
+FROZEN_FEW = replace(FROZEN, epochs=20, batch_size=4, lr=1e-2, weight_decay=0.0, patience=NEVER)
 
 
 class Sample(NamedTuple):
@@ -75,9 +73,7 @@ class Sample(NamedTuple):
 class Finding(NamedTuple):
     """What a check found."""
 
-    number: (
-        float | None
-    )  # how far it is from what it ought to be; None: it has no meaning here
+    number: float | None  # how far it is from what it ought to be; None: it has no meaning here
     limit: float
     words: str  # what the number is
 
@@ -151,9 +147,7 @@ def loss_at_start(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
     model = with_new_head(scorer.model)
     part = as_part(pairs).to(model.device)
     loss = step(model, as_inputs(model, token_rows), part).loss.item()
-    return Finding(
-        abs(loss - math.log(2)), 1e-5, f"|loss - ln 2|; the loss is {loss:.6f}"
-    )
+    return Finding(abs(loss - math.log(2)), 1e-5, f"|loss - ln 2|; the loss is {loss:.6f}")
 
 
 def one_batch_overfits(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
@@ -169,9 +163,7 @@ def one_batch_overfits(scorer: Scorer, pairs: list, token_rows: list) -> Finding
         if worse <= limit:
             break
 
-    if scorer.approach == "bt-finetune" and same_weights(
-        model.encoder, scorer.model.encoder
-    ):
+    if scorer.approach == "bt-finetune" and same_weights(model.encoder, scorer.model.encoder):
         return Finding(math.nan, limit, "the encoder did not move")
     right = f"{epoch['train_accuracy']:.0%} of {TRAINED} pairs right"
     return Finding(worse, limit, f"loss in step {epoch['epoch']}, {right}")
@@ -198,15 +190,9 @@ def shuffled_labels(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
 
     generator = torch.Generator().manual_seed(0)
     lot = torch.rand(TRAINED, generator=generator) < 0.5  # (B,)
-    accuracy = accuracy_after_training(
-        scorer.model, inputs, swap_sides(train, lot), held_out
-    )
-    turned = accuracy_after_training(
-        scorer.model, inputs, swap_sides(train, ~lot), held_out
-    )
-    words = (
-        f"|mean accuracy - 0.5|; they are {accuracy:.2f} and, turned round, {turned:.2f}"
-    )
+    accuracy = accuracy_after_training(scorer.model, inputs, swap_sides(train, lot), held_out)
+    turned = accuracy_after_training(scorer.model, inputs, swap_sides(train, ~lot), held_out)
+    words = f"|mean accuracy - 0.5|; they are {accuracy:.2f} and, turned round, {turned:.2f}"
     return Finding(abs((accuracy + turned) / 2 - 0.5), 0.1, words)
 
 
@@ -244,9 +230,7 @@ def training_is_scoring(scorer: Scorer, pairs: list, token_rows: list) -> Findin
     worst = (torch.tensor(probabilities) - expected).abs().max().item()
     if judged.rewards is not None:
         rewards = torch.tensor(scorer.score_many(texts.prompts, texts.responses))  # (U,)
-        scored = torch.stack(
-            [rewards[part.chosen], rewards[part.rejected]], dim=1
-        )  # (B, 2)
+        scored = torch.stack([rewards[part.chosen], rewards[part.rejected]], dim=1)  # (B, 2)
         worst = max(relative(scored, judged.rewards), worst)
 
     cut = f"{encoded.cut} of {len(encoded.token_rows)} texts are cut"
@@ -435,9 +419,7 @@ def make_tiny_run(approach: str, folder: Path) -> None:
     seed_everything(0)
     tokenizer = Tokenizer(token_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["[PAD]"], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["[PAD]"], show_progress=False)
     tokenizer.train_from_iterator(
         [row["chosen"] + row["prompt"] for row in generate(100)], trainer
     )
@@ -484,9 +466,7 @@ def print_table(scorer: Scorer, pairs: list, token_rows: list) -> int:
         numbers = ""
         if finding.number is not None:
             numbers = f"{finding.number:8.1e} <= {finding.limit:g}"
-        print(
-            f"  {finding.verdict:4}  {name:19}  {numbers:18}  {finding.words}", flush=True
-        )
+        print(f"  {finding.verdict:4}  {name:19}  {numbers:18}  {finding.words}", flush=True)
     return failed
 
 
@@ -501,9 +481,7 @@ def check_run(run: str, device: str, title: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check a run, or tiny models of all approaches, and print a table of each."""
     parser = command("selfcheck", "Check a reward model's plumbing.")
-    parser.add_argument(
-        "run", nargs="?", help="a run folder (default: tiny models, made here)"
-    )
+    parser.add_argument("run", nargs="?", help="a run folder (default: tiny models, made here)")
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or mps (default: auto)"
     )
@@ -518,12 +496,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for approach in APPROACHES:
                 with tempfile.TemporaryDirectory() as folder:
                     make_tiny_run(approach, Path(folder))
-                    failed += check_run(
-                        folder, args.device, title=f"tiny model, {approach}"
-                    )
-    print(
-        f"{failed} failed; selfcheck.py says what each finds"
-        if failed
-        else "nothing failed"
-    )
+                    failed += check_run(folder, args.device, title=f"tiny model, {approach}")
+    print(f"{failed} failed; selfcheck.py says what each finds" if failed else "nothing failed")
     raise SystemExit(1 if failed else 0)

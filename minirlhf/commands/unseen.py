@@ -30,13 +30,13 @@ class Unseen(NamedTuple):
     """What `unseen` decides."""
 
     kept: list  # the pairs or candidates to judge
-    counts: dict  # how many prompts there are, how many are kept, how many may have been learned
+    counts: (
+        dict  # how many prompts there are, how many are kept, how many may have been learned
+    )
     words: str  # the same as a text
 
 
-def read_rows(
-    dataset: str, split: str = "train", limit: int | None = None
-) -> Iterable[dict]:
+def read_rows(dataset: str, split: str = "train", limit: int | None = None) -> Iterable[dict]:
     """The rows that `train.py` reads. Raises ValueError if there is nothing to read.
 
     dataset: "arithmetic", a file, a folder or a hub id; limit: matters for "arithmetic" only.
@@ -107,9 +107,7 @@ def unseen(
     if learned is None:
         shared = prompts - set(prompts_of(test))
     else:
-        shared = {
-            data.normalize(item.prompt) for item in items if questions(item) & known
-        }
+        shared = {data.normalize(item.prompt) for item in items if questions(item) & known}
 
     only_test = not everything and (bool(shared) or fold is not None)
     kept = items
@@ -132,9 +130,7 @@ def unseen(
     if learned:
         # Reworded copies, which the split does not recognise.
         counts["near_duplicates"] = near_duplicates(learned, kept)
-        words += (
-            f"; half or more of the 8-word runs in {counts['near_duplicates']['most']:,} "
-        )
+        words += f"; half or more of the 8-word runs in {counts['near_duplicates']['most']:,} "
         words += "of the kept are in training too"
     return Unseen(kept, counts, words)
 
@@ -147,9 +143,7 @@ def fold_of_run(config: dict, given: int | None, everything: bool) -> int | None
     recorded = config.get("arguments", {}).get("fold")
     if recorded is None:
         if given is None and not everything:
-            raise ValueError(
-                "the run has no config.json that names its fold; give --fold"
-            )
+            raise ValueError("the run has no config.json that names its fold; give --fold")
         return given
     if given is not None and given != recorded:
         raise ValueError(

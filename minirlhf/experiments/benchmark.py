@@ -56,11 +56,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import encoders, loops, score, tokens
-from minirlhf.experiments.benchmark_memory import (
-    in_child,
-    peak_of_frozen,
-    peak_of_training,
-)
+from minirlhf.experiments.benchmark_memory import in_child, peak_of_frozen, peak_of_training
 from minirlhf.experiments.benchmark_training import TRAINING
 from minirlhf.experiments.benchmark_work import FEW, Run, Work, new_model, now, prepare
 from minirlhf.model import RewardModel
@@ -165,9 +161,7 @@ def embed(work: Work) -> dict[str, Variant]:
     return {
         "ours": partial(texts_per_second, partial(vectors, worker), dtype),
         "ours, float32": partial(texts_per_second, partial(vectors, model), single),
-        "sentence-transformers": partial(
-            texts_per_second, partial(theirs, published), single
-        ),
+        "sentence-transformers": partial(texts_per_second, partial(theirs, published), single),
         "sentence-transformers, tuned": partial(
             texts_per_second, partial(theirs, tuned), dtype
         ),
@@ -231,9 +225,7 @@ def scoring(work: Work) -> dict[str, Variant]:
 def matrix_products(dtype: torch.dtype) -> dict[str, Variant]:
     """The ceilings: a large matrix product in `dtype` and one in float32."""
     both = (dtype, torch.float32)
-    return {
-        f"matrix product, {name_of(one)}": partial(matrix_product, one) for one in both
-    }
+    return {f"matrix product, {name_of(one)}": partial(matrix_product, one) for one in both}
 
 
 def matrix_product(dtype: torch.dtype, work: Work) -> Run:
@@ -259,9 +251,7 @@ def starting() -> dict[str, Callable]:
         "import minirlhf": ["-c", "import minirlhf"],
         "train.py --help": [str(train), "--help"],
     }
-    return {
-        name: partial(time_to_start, arguments) for name, arguments in commands.items()
-    }
+    return {name: partial(time_to_start, arguments) for name, arguments in commands.items()}
 
 
 def time_to_start(arguments: list[str], work: None) -> Run:
@@ -299,9 +289,7 @@ class Line:
     median: float | None = None
     gflops: float | None = None
     dtype: str | None = None
-    relative: float | None = (
-        None  # the median, in units of that of the section's first line
-    )
+    relative: float | None = None  # the median, in units of that of the section's first line
     share: float | None = None  # of the speed of the matrix product in the same precision
 
 
@@ -474,9 +462,7 @@ def flag_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="in tokens (default: %(default)s)",
     )
-    add(
-        "--repeats", type=int, default=3, metavar="N", help="turns (default: %(default)s)"
-    )
+    add("--repeats", type=int, default=3, metavar="N", help="turns (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add(
         "--only",

@@ -150,9 +150,7 @@ def peak_memory(device: torch.device) -> float:
 
     import resource  # Windows has none
 
-    unit = (
-        1 if sys.platform == "darwin" else 1024
-    )  # bytes there, elsewhere kilobytes of 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, elsewhere kilobytes of 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 

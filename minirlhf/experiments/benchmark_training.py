@@ -15,14 +15,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import encoders, loops, tokens
-from minirlhf.experiments.benchmark_work import (
-    FEW,
-    Run,
-    Work,
-    new_model,
-    now,
-    without_sharing,
-)
+from minirlhf.experiments.benchmark_work import FEW, Run, Work, new_model, now, without_sharing
 
 
 def trained(
@@ -79,9 +72,7 @@ def ours(work: Work, shared: bool = False) -> Run:
             dtype=work.machine.dtype,
         )
     start, end = times
-    return trained(
-        work, end - start, work.machine.dtype, epoch["train_loss"], sum(operations)
-    )
+    return trained(work, end - start, work.machine.dtype, epoch["train_loss"], sum(operations))
 
 
 def operations_of_batch(work: Work, picked: Sequence[int]) -> float:
@@ -173,9 +164,7 @@ def trl_dataset(work: Work):
     chosen = [list(work.token_rows[i]) for i in work.part.chosen.tolist()]
     rejected = [list(work.token_rows[i]) for i in work.part.rejected.tolist()]
     longer = [max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True)]
-    return Dataset.from_dict(
-        {"chosen_ids": chosen, "rejected_ids": rejected, "length": longer}
-    )
+    return Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected, "length": longer})
 
 
 # ---- the notebook's

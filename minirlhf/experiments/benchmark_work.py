@@ -17,15 +17,15 @@ from minirlhf.runtime.device import Device, pick_device, seed_everything
 from minirlhf.runtime.files import load_rows
 from minirlhf.settings import Settings
 
-FEW = 16  # pairs in the notebook's batch and in the turn that warms up; texts read one at a time
+FEW = (
+    16  # pairs in the notebook's batch and in the turn that warms up; texts read one at a time
+)
 
 
 class Work(NamedTuple):
     """What every variant gets: N pairs of U distinct texts, and how to compute."""
 
-    settings: (
-        Settings  # those of fine-tuning; also which encoder, and how many tokens at most
-    )
+    settings: Settings  # those of fine-tuning; also which encoder, and how many tokens at most
     machine: Device
     prompts: list[str]  # (U,)
     responses: list[str]  # (U,)

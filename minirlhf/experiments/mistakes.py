@@ -128,9 +128,7 @@ def cut_the_end(
     return tokens.Encoded(token_rows, cut)
 
 
-def random_head(
-    model: models.RewardModel, token_rows: Sequence, train: data.Part
-) -> None:
+def random_head(model: models.RewardModel, token_rows: Sequence, train: data.Part) -> None:
     """Start the head with the random weights of `nn.Linear`.
 
     This is a habit rather than a bug: at first the encoder is taught to show something random.
@@ -141,9 +139,7 @@ def random_head(
 
 def split_by_row(
     pairs: Sequence[data.PreferencePair], fold: int = 0
-) -> tuple[
-    list[data.PreferencePair], list[data.PreferencePair], list[data.PreferencePair]
-]:
+) -> tuple[list[data.PreferencePair], list[data.PreferencePair], list[data.PreferencePair]]:
     """70, 10 and 20 % of the pairs, drawn at random.
 
     Most prompts of the test part then have other pairs in training.
@@ -402,9 +398,7 @@ class Outcome(NamedTuple):
         return self.right.double().mean().item()
 
 
-def measure(
-    pairs: int, epochs: int, seeds: int, model: str, device: str
-) -> Iterator[dict]:
+def measure(pairs: int, epochs: int, seeds: int, model: str, device: str) -> Iterator[dict]:
     """Give one table row at a time: first the recipe with all bugs, then a row for each mend.
 
     pairs: how many to learn from; seeds: how often everything is repeated. Raises ValueError if the
@@ -472,9 +466,7 @@ def summarize(mended: Bug | None, outcomes: list[Outcome], above: list[Outcome])
         true_above = [outcome.true for outcome in above]
         overclaim_above = differences([outcome.claimed for outcome in above], true_above)
         measured.update(over_seeds("gain", differences(true, true_above)))
-        measured.update(
-            over_seeds("overclaim_change", differences(overclaim, overclaim_above))
-        )
+        measured.update(over_seeds("overclaim_change", differences(overclaim, overclaim_above)))
 
     if len(outcomes) == 1:  # the prompts are all that can be resampled
         right = outcomes[0].right
@@ -626,9 +618,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output and not Path(args.output).parent.is_dir():
             raise ValueError(f"no folder to write {args.output} into")
 
-        for measured in measure(
-            args.pairs, args.epochs, args.seeds, args.model, args.device
-        ):
+        for measured in measure(args.pairs, args.epochs, args.seeds, args.model, args.device):
             if not table_rows:
                 print(HEAD)  # only now, since bad input ends without a table
             print(show(measured), flush=True)

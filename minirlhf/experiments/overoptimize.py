@@ -212,9 +212,7 @@ class Judgement(NamedTuple):
     """What the three models say of the drawn answers."""
 
     proxies: dict[str, Tensor]  # by model, the rewards (P, M) of the drawn answers
-    accuracies: dict[
-        str, dict[str, float]
-    ]  # by head, its accuracy on test pairs like its own
+    accuracies: dict[str, dict[str, float]]  # by head, its accuracy on test pairs like its own
 
 
 def judge(
@@ -238,9 +236,7 @@ def judge(
     text_id = {}
     for of_prompt in drawn:
         for draw in of_prompt:
-            text_id.setdefault(
-                (draw.prompt, draw.response), len(texts.prompts) + len(text_id)
-            )
+            text_id.setdefault((draw.prompt, draw.response), len(texts.prompts) + len(text_id))
     prompts = texts.prompts + [prompt for prompt, _ in text_id]
     responses = texts.responses + [response for _, response in text_id]
     token_rows = model.encode(prompts, responses).token_rows
@@ -261,9 +257,7 @@ def judge(
         heads[kind] = trained.head
         accuracies[kind] = trained.accuracy
 
-    ids = [
-        [text_id[draw.prompt, draw.response] for draw in of_prompt] for of_prompt in drawn
-    ]
+    ids = [[text_id[draw.prompt, draw.response] for draw in of_prompt] for of_prompt in drawn]
     drawn_ids = torch.tensor(ids)  # (P, M)
     proxies = {}
     with torch.no_grad():
@@ -292,9 +286,7 @@ def expected_best(proxy: Tensor, values: Tensor, n: int) -> Tensor:
     ways = math.comb(draws, n)
     # Integers of any size: these binomials may exceed every float, their quotient does not.
     weights = [math.comb(lower, n - 1) / ways for lower in range(draws)]
-    order = proxy.argsort(
-        dim=1, stable=True
-    )  # (P, M) from the lowest proxy to the highest
+    order = proxy.argsort(dim=1, stable=True)  # (P, M) from the lowest proxy to the highest
     ordered = values.double().gather(1, order)  # (P, M)
     return ordered @ torch.tensor(weights, dtype=torch.float64)
 
@@ -418,9 +410,7 @@ def count_kinds(of_prompts: Sequence[Sequence[Draw]]) -> dict[str, dict]:
     shares = {}
     for kind in KINDS:
         of_each = [share_of_kind(answers, kind) for answers in of_prompts]
-        shares[kind] = mean_over_prompts(
-            "share", torch.tensor(of_each, dtype=torch.float64)
-        )
+        shares[kind] = mean_over_prompts("share", torch.tensor(of_each, dtype=torch.float64))
     return shares
 
 
@@ -480,9 +470,7 @@ def report(
         picks.
     """
     n = table_rows[-1]["n"]
-    text = (
-        f"Means over {prompts} prompts, with 95 % intervals from resampling prompts.\n\n"
-    )
+    text = f"Means over {prompts} prompts, with 95 % intervals from resampling prompts.\n\n"
     text += report_table(table_rows)
 
     text += f"\nTrue rating, from its highest to n = {n}:\n\n"
@@ -490,7 +478,9 @@ def report(
         fall = interval(falls[name], "fall", "z.2f")
         text += f"- {LOOKS[name].label}: {fall} from n = {falls[name]['from']}\n"
 
-    text += f"\nShares of all answers that were drawn, and of the {prompts} that each model picks "
+    text += (
+        f"\nShares of all answers that were drawn, and of the {prompts} that each model picks "
+    )
     text += f"at n = {n}. An answer with two flaws counts for both:\n\n"
     text += kinds_table(kinds)
 
@@ -506,9 +496,7 @@ def report(
 
     if worst:
         text += "\nThe worst bluff that the shortcut head picks, "
-        text += (
-            f"rated {worst.rating:g} of 10:\n\n    {worst.prompt}\n    {worst.response}\n"
-        )
+        text += f"rated {worst.rating:g} of 10:\n\n    {worst.prompt}\n    {worst.response}\n"
     return text
 
 

@@ -143,9 +143,7 @@ def draw_pooling(path: Path) -> None:
 
 def _draw_text(axes, top: float, name: str, tokens: Sequence[str]) -> None:
     """One text of the batch: its tokens, its mask, and a line for each pooler."""
-    columns = [
-        24 + 8.6 * i for i in range(len(tokens))
-    ]  # the middle of each token's column
+    columns = [24 + 8.6 * i for i in range(len(tokens))]  # the middle of each token's column
     real = [x for x, token in zip(columns, tokens, strict=True) if token != PAD]
     last = columns[-1]
 
@@ -198,14 +196,10 @@ def _draw_mistake(axes, top: float, y: float, last: float, reads_pad: bool) -> N
     """The line of `hidden[:, -1]`, which reads the last column whether it is a PAD or not."""
     if reads_pad:
         note, marker, look = "reads a PAD", "X", "wrong"
-        axes.plot(
-            [last, last], [top + 9, top + 24], "--", color=RED, linewidth=1, zorder=0
-        )
+        axes.plot([last, last], [top + 9, top + 24], "--", color=RED, linewidth=1, zorder=0)
     else:
         note, marker, look = "right only by luck", "o", "vector"
-    say(
-        axes, last - 2.5, top + 24.4, note, ha="right", color=RED, backgroundcolor="white"
-    )
+    say(axes, last - 2.5, top + 24.4, note, ha="right", color=RED, backgroundcolor="white")
     _draw_pooler(axes, y, "hidden[:, -1]", [last], marker, RED, look)
 
 
@@ -460,9 +454,7 @@ def _draw_result(result: Result, source: Path, path: Path) -> str:
     except ModuleNotFoundError as error:
         return f"{path} skipped: {error}"
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{source} does not hold the rows of a picture: {error}"
-        ) from error
+        raise ValueError(f"{source} does not hold the rows of a picture: {error}") from error
     return str(path)
 
 

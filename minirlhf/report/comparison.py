@@ -111,9 +111,7 @@ def paired_difference(one: Pooled, other: Pooled) -> dict:
     Raises ValueError if the pairs are not the same.
     """
     if one.prompts != other.prompts:
-        raise ValueError(
-            "not all runs were tested on the same pairs; were the data changed?"
-        )
+        raise ValueError("not all runs were tested on the same pairs; were the data changed?")
     difference = one.right - other.right  # (N,)
     accuracy = bootstrap(difference, one.prompts)
     balanced = bootstrap(difference, one.prompts, one.subsets)
@@ -158,10 +156,7 @@ def warning(table_rows: Sequence[dict]) -> str:
     If it is not shown to be worse without them, who wrote a response, or how, may be all it sees.
     """
     for row in table_rows:
-        if (
-            row["name"] == RESPONSE_ONLY
-            and row.get("minus_better_accuracy_high", -1) >= 0
-        ):
+        if row["name"] == RESPONSE_ONLY and row.get("minus_better_accuracy_high", -1) >= 0:
             difference = interval(row, "minus_better_accuracy")
             return (
                 "\nWARNING: bt-finetune may not read the prompts: "

@@ -31,9 +31,7 @@ from minirlhf.metrics import reliability
 
 BLUE = "#0072B2"
 RED = "#D55E00"
-OPACITY = (
-    "4D"  # 0.3, as the last two digits of a colour: where areas overlap, both are seen
-)
+OPACITY = "4D"  # 0.3, as the last two digits of a colour: where areas overlap, both are seen
 
 
 def draw_run(
@@ -67,9 +65,7 @@ def draw_run(
         _rewards(folder / "rewards.png", rewards)
         _reward_length(folder / "reward_length.png", rewards, lengths, test)
     if len(test["subsets"]) > 1:
-        _subsets(
-            folder / "subsets.png", test["subsets"], test["balanced_accuracy"], blind
-        )
+        _subsets(folder / "subsets.png", test["subsets"], test["balanced_accuracy"], blind)
 
 
 def draw_comparison(path: Path, models: list[dict]) -> None:
@@ -89,19 +85,18 @@ def draw_comparison(path: Path, models: list[dict]) -> None:
 def _learning_curves(path: Path, history: list[dict]) -> None:
     """Loss and accuracy after each epoch, on the training part and on validation.
 
-    Look for the epoch from which only the training curve improves. What the model learns after it
-    holds for the training pairs alone. Worry if validation stays at the coin, because then nothing
-    is learned; if the last epoch is the one that is kept, because then training should be longer;
-    and if the training loss jumps, because then the learning rate should be lower.
+    Look for the epoch from which only the training curve improves. Most of what the model learns
+    after it holds for the training pairs alone. Worry if validation stays at the coin, because then
+    nothing is learned that holds for other prompts; if a frozen approach keeps its last epoch,
+    because then more epochs may be better; and if the training loss jumps, because then the
+    learning rate may be too high.
 
     The kept epoch is the one with the lowest calibrated loss (`loops.py`). That loss is not drawn;
     the loss that is drawn may be lowest at another epoch.
     """
     epochs = [epoch["epoch"] for epoch in history]
     kept = max(epoch["epoch"] for epoch in history if epoch["best"])
-    every = (
-        len(epochs) // 10 + 1
-    )  # epochs from one marker to the next: there are ten at most
+    every = len(epochs) // 10 + 1  # epochs from one marker to the next: there are ten at most
     ticks = min(2, len(epochs))
 
     title = f"Training: epoch {kept} is kept"
@@ -156,9 +151,7 @@ def _reliability(path: Path, margins: Tensor, test: dict) -> None:
     ones are off the diagonal after the division, too. Then a confidence of 0.9 does not mean that
     the model is right nine times in ten.
     """
-    with picture(path, "Confidence at temperature T", "confidence", "accuracy") as (
-        axes,
-    ):
+    with picture(path, "Confidence at temperature T", "confidence", "accuracy") as (axes,):
         _reliability_curve(axes, margins, 1.0, test["calibration_error"], "o")
         error = test["calibration_error_calibrated"]
         _reliability_curve(axes, margins, test["temperature"], error, "s")
@@ -190,9 +183,7 @@ def _reward_length(path: Path, rewards: Tensor, lengths: Tensor, test: dict) -> 
     correlation = test["length_correlation"] or 0.0  # None if it is not defined
     title = f"Length and reward: rank correlation {correlation:.2f}"
 
-    every = (
-        len(rewards) // 500 + 1
-    )  # the points of very many pairs would run into one blot
+    every = len(rewards) // 500 + 1  # the points of very many pairs would run into one blot
     rewards = rewards[::every]
     lengths = lengths[::every]
     with picture(path, title, "length in characters", "reward") as (axes,):
@@ -230,9 +221,7 @@ def _subsets(
     _accuracies(path, "Accuracy on each subset", lines, mean)
 
 
-def _accuracies(
-    path: Path, title: str, lines: list[dict], mean: float | None = None
-) -> None:
+def _accuracies(path: Path, title: str, lines: list[dict], mean: float | None = None) -> None:
     """One or two points on each line, the first line at the top.
 
     lines: of each the `name`, and those of `accuracy`, `balanced_accuracy`, their intervals and
@@ -240,9 +229,7 @@ def _accuracies(
         after two lines.
     mean: where a vertical line is drawn to compare with, besides the one of the coin.
     """
-    names = [
-        textwrap.fill(line["name"], 30, max_lines=2, placeholder="…") for line in lines
-    ]
+    names = [textwrap.fill(line["name"], 30, max_lines=2, placeholder="…") for line in lines]
     height = 1.4 + 0.4 * len(lines)
     with picture(path, title, "accuracy", "", height=height) as (axes,):
         # Without `parse_math`, a "$" in a name is a dollar and does not begin a formula.
@@ -257,18 +244,14 @@ def _accuracies(
             axes.axvline(mean, color="gray", linestyle="--", label=label, zorder=1)
 
 
-def _dots(
-    axes, lines: list[dict], key: str, offset: float, color: str, marker: str
-) -> None:
+def _dots(axes, lines: list[dict], key: str, offset: float, color: str, marker: str) -> None:
     """The number `key` of each line as a point with its interval, moved down by `offset`."""
     x = [line.get(key) for line in lines]
     low = [line.get(f"{key}_low") for line in lines]
     high = [line.get(f"{key}_high") for line in lines]
     y = [place + offset for place in range(len(lines))]
 
-    label = (
-        key.replace("_", " ") if any(x) else None
-    )  # the legend explains only what is drawn
+    label = key.replace("_", " ") if any(x) else None  # the legend explains only what is drawn
     axes.plot([low, high], [y, y], "-", color=color)
     axes.plot(x, y, marker, color=color, label=label)
 

@@ -115,9 +115,7 @@ def subsets_of(pairs: Sequence[PreferencePair]) -> list[str]:
 
 def response_lengths(pairs: Sequence[PreferencePair]) -> Tensor:
     """Characters of the chosen and the rejected response of each pair: (N, 2) float32."""
-    return torch.tensor(
-        [[len(pair.chosen), len(pair.rejected)] for pair in pairs]
-    ).float()
+    return torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in pairs]).float()
 
 
 def write_report(
@@ -138,9 +136,7 @@ def write_report(
     if summary["dataset"] == "arithmetic":  # the one data set whose rule is known
         blind = arithmetic.blind_accuracies()
     checkpoint.write_text(folder / "README.md", model_card(summary, config, folder))
-    checkpoint.write_text(
-        folder / "mistakes.md", worst_mistakes(pairs, evaluation.margins)
-    )
+    checkpoint.write_text(folder / "mistakes.md", worst_mistakes(pairs, evaluation.margins))
     figures.draw_run(
         folder / "figures",
         history,

@@ -63,9 +63,7 @@ def verdict(summary: dict) -> str:
     ]
     lines += _against_a_coin(test)
     lines += _worst_subsets_first(test)
-    lines.append(
-        f"train accuracy {train_accuracy:.3f}" + _overfitting(train_accuracy, test)
-    )
+    lines.append(f"train accuracy {train_accuracy:.3f}" + _overfitting(train_accuracy, test))
     if "mae" in test:
         errors = "MAE {mae:.2f}, RMSE {rmse:.2f}, R² {r2:.2f}".format(**test)
         lines.append(f"ratings: {errors}")
@@ -106,9 +104,7 @@ def _overfitting(train_accuracy: float, test: dict) -> str:
     return ""
 
 
-def worst_mistakes(
-    pairs: Sequence[PreferencePair], margins: Tensor, count: int = 10
-) -> str:
+def worst_mistakes(pairs: Sequence[PreferencePair], margins: Tensor, count: int = 10) -> str:
     """The most confident errors as Markdown: N pairs and their margins (N,).
 
     Read them before you trust a number. Often a label turns out to be wrong, or the errors have

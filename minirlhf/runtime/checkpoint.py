@@ -84,9 +84,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], numbers=None) -> 
     from safetensors.torch import save_file
 
     temporary = temporary_name(path)
-    on_cpu = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
-    }
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, temporary, {"numbers": json.dumps(numbers)})
     take_place(temporary, path)
 

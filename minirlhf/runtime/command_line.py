@@ -66,9 +66,7 @@ def in_words(error: Exception) -> str | None:
     short_of_memory = (
         "memory" in text or "start new thread" in text
     )  # a thread needs memory, too
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and short_of_memory
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and short_of_memory):
         return "out of memory; lower --batch-size (raise --accumulate instead) or --max-length"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return text

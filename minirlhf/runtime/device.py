@@ -17,12 +17,8 @@ class Device(NamedTuple):
     """Where and how to compute, and the reason in words."""
 
     device: torch.device
-    dtype: (
-        torch.dtype
-    )  # in which the encoder computes in training and for frozen features
-    attention: (
-        str | None
-    )  # `attn_implementation` of transformers, None for its own choice
+    dtype: torch.dtype  # in which the encoder computes in training and for frozen features
+    attention: str | None  # `attn_implementation` of transformers, None for its own choice
     reason: str
 
 
@@ -46,9 +42,7 @@ def pick_device(name: str = "auto") -> Device:
         raise ValueError(f"no device {name!r} on this machine; there is: {listed}")
 
     if not has_bfloat16(device):
-        return Device(
-            device, torch.float32, None, f"{reason}; no native bfloat16 known here"
-        )
+        return Device(device, torch.float32, None, f"{reason}; no native bfloat16 known here")
     # On a CPU the plain attention is the fast one in bfloat16: its matrix products are native,
     # those of the fused kernel are not.
     attention = "eager" if device.type == "cpu" else None

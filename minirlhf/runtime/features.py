@@ -65,9 +65,7 @@ def cached(
         return Features(mapped(path, len(token_rows)), seconds, seconds, str(path))
 
     origin = f"computed again, since {path} was damaged" if path.is_file() else "computed"
-    with tempfile.TemporaryDirectory(
-        dir=folder
-    ) as unfinished:  # gone even if the disk is full
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # gone even if the disk is full
         vectors_file = Path(unfinished, "vectors")
         with open(vectors_file, "wb") as file:
             for piece in pieces(compute, token_rows):

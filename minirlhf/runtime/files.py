@@ -21,9 +21,7 @@ from pathlib import Path
 
 SHORT_NAMES = {"argilla-math": "RLHFlow/Argilla-Math-DPO-standard"}
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-GOOD_ROW = (
-    '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
-)
+GOOD_ROW = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
 
 
 def load_rows(dataset: str, split: str = "train") -> Iterable[dict]:
@@ -63,9 +61,7 @@ def open_rows(dataset: str, split: str) -> Iterable[dict]:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(
-        datasets.logging.CRITICAL
-    )  # `load_rows` says what is wrong
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # `load_rows` says what is wrong
     if dataset and is_folder:
         return datasets.load_dataset(str(path.resolve()), split=split)
     return datasets.load_dataset(SHORT_NAMES.get(dataset, dataset), split=split)
@@ -88,9 +84,7 @@ def read_text(path: Path, kind: str) -> Iterator[dict]:
     """The rows of a .csv file, where each cell is text, or of a .json or .jsonl file."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         if kind == ".csv":
-            csv.field_size_limit(
-                2**31 - 1
-            )  # long answers exceed the usual 131,072 characters
+            csv.field_size_limit(2**31 - 1)  # long answers exceed the usual 131,072 characters
             table = list(csv.DictReader(file, strict=True))
         else:
             text = file.read()

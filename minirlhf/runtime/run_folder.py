@@ -46,9 +46,7 @@ def check_may_be_written(folder: Path, overwrite: bool) -> None:
 def check_disk(folder: Path, needed: int) -> None:
     """Raise ValueError if the disk of a folder's parent has fewer than `needed` bytes free."""
     if shutil.disk_usage(folder.parent).free < needed:
-        raise ValueError(
-            f"{folder} needs {needed / 1e6:,.0f} MB on this disk, which has less"
-        )
+        raise ValueError(f"{folder} needs {needed / 1e6:,.0f} MB on this disk, which has less")
 
 
 @contextmanager

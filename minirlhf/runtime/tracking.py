@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-RUN_ID = "mlflow_run_id"  # a file in the run folder, so that a resumed run goes on in MLflow, too
+RUN_ID = (
+    "mlflow_run_id"  # a file in the run folder, so that a resumed run goes on in MLflow, too
+)
 GIVE_UP_AFTER = 3  # failures; each costs seconds
 
 Log = Callable[[dict, int], None]  # (numbers by name, step)
@@ -73,9 +75,7 @@ def store_name(uri: str | None) -> str:
     return uri or mlflow.get_tracking_uri()
 
 
-def open_run(
-    uri: str | None, experiment: str, folder: Path, params: dict, again: bool
-) -> str:
+def open_run(uri: str | None, experiment: str, folder: Path, params: dict, again: bool) -> str:
     """Start an MLflow run, or with `again` the one that the folder names; its id."""
     import mlflow
 
@@ -125,9 +125,7 @@ class Careful:
         """End the MLflow run."""
         import mlflow
 
-        self.failures = min(
-            self.failures, GIVE_UP_AFTER - 1
-        )  # this one is tried in any case
+        self.failures = min(self.failures, GIVE_UP_AFTER - 1)  # this one is tried in any case
         self.attempt(mlflow.end_run, status)
 
     def attempt(self, function: Callable, *values, **named) -> None:
@@ -140,9 +138,7 @@ class Careful:
             self.failures += 1
             last = ", and is not asked again" if self.failures == GIVE_UP_AFTER else ""
             reason = str(error)[:200]
-            print(
-                f"warning: MLflow did not take it ({reason}){last}; it is in {self.folder}"
-            )
+            print(f"warning: MLflow did not take it ({reason}){last}; it is in {self.folder}")
 
 
 def make_child(uri: str | None, child: Path, parent: Path) -> None:

@@ -63,9 +63,7 @@ def read_calculations(text):
 
 def read_ending(text):
     """(number, thing) of the final statement, or None: the last line with a number and no sum."""
-    lines = [
-        line for line in sentences(text) if "=" not in line and not line.endswith("?")
-    ]
+    lines = [line for line in sentences(text) if "=" not in line and not line.endswith("?")]
     found = [re.search(r"(\d+) ([a-z]+)", line) for line in lines]
     found = [(int(match[1]), match[2]) for match in found if match]
     return found[-1] if found else None
@@ -99,9 +97,7 @@ def read_flaws(problem, text):
         values[name] = result  # as written, so that an error must be carried on
     if len(misread) + swapped + slipped > 1 or misread.keys() & set("xyz"):
         return {"off_topic"}  # no single flaw makes so much go wrong
-    if set(misread.values()) - set(
-        problem.numbers
-    ):  # a number that the question does not have
+    if set(misread.values()) - set(problem.numbers):  # a number that the question does not have
         flaws.add("miscopied_number")
     if swapped:
         flaws.add("wrong_operation")
@@ -172,12 +168,8 @@ def test_problems_are_right_and_every_template_comes_up(draws):
         assert len(set(in_prompt)) == len(in_prompt)
         assert problem.prompt.endswith(problem.question)
         assert problem.unit not in problem.wrong_units
-        assert not re.search(
-            r"[{}]", problem.prompt + problem.closing.replace("{answer}", "")
-        )
-    assert (
-        min(Counter(problem.template for problem, _ in draws).values()) > 150
-    )  # of about 235
+        assert not re.search(r"[{}]", problem.prompt + problem.closing.replace("{answer}", ""))
+    assert min(Counter(problem.template for problem, _ in draws).values()) > 150  # of about 235
 
 
 def test_flawless_answers_show_true_working_and_state_the_answer():
@@ -208,9 +200,7 @@ def test_off_topic_answers_are_flawless_answers_to_something_else(draws):
         assert all(map(is_true, calculations))
         assert read_ending(text)[0] == calculations[-1][-1] != problem.answer
     found = [read_flaws(problem, text) == {"off_topic"} for problem, text in off_topic]
-    assert sum(found) > 0.97 * len(
-        found
-    )  # the working rarely fits the problem even by chance
+    assert sum(found) > 0.97 * len(found)  # the working rarely fits the problem even by chance
 
 
 @pytest.mark.parametrize(
@@ -230,15 +220,9 @@ def test_slips_come_early_and_late_and_are_carried_on():
     wrong_lines = Counter()
     for _ in range(300):
         problem = make_problem(rng)
-        calculations = read_calculations(
-            make_answer(problem, ["arithmetic_slip"], rng).text
-        )
-        wrong = [
-            i for i, calculation in enumerate(calculations) if not is_true(calculation)
-        ]
-        assert (
-            len(wrong) == 1
-        )  # the lines after it are true to the number they were handed
+        calculations = read_calculations(make_answer(problem, ["arithmetic_slip"], rng).text)
+        wrong = [i for i, calculation in enumerate(calculations) if not is_true(calculation)]
+        assert len(wrong) == 1  # the lines after it are true to the number they were handed
         wrong_lines[wrong[0] == len(calculations) - 1] += 1
     assert min(wrong_lines[True], wrong_lines[False]) > 60, wrong_lines
 
@@ -313,16 +297,12 @@ def test_rows_are_distinct_and_the_chosen_answer_has_the_higher_rating():
     rows = generate(3000, seed=2)
     assert len(rows) == 3000 and all(list(row) == COLUMNS for row in rows)
     assert len({tuple(row.values()) for row in rows}) == len(rows)
-    assert len({(row["prompt"], row["chosen"], row["rejected"]) for row in rows}) == len(
-        rows
-    )
+    assert len({(row["prompt"], row["chosen"], row["rejected"]) for row in rows}) == len(rows)
     for row in rows:
         assert 1.0 <= row["rejected_rating"] < row["chosen_rating"] <= 10.0
     # All rows of a prompt stand together: at most 4 * 3 / 2 of them, and the prompt never returns.
     blocks = [
-        row["prompt"]
-        for i, row in enumerate(rows)
-        if row["prompt"] != rows[i - 1]["prompt"]
+        row["prompt"] for i, row in enumerate(rows) if row["prompt"] != rows[i - 1]["prompt"]
     ]
     assert len(set(blocks)) == len(blocks)
     assert max(Counter(row["prompt"] for row in rows).values()) == 6
@@ -369,9 +349,7 @@ def test_a_blind_rater_is_perfect_but_for_one_flaw(monkeypatch):
     by_hand = {flaw: sum(of_flaw) / len(of_flaw) for flaw, of_flaw in credits.items()}
     assert arithmetic.blind_accuracies(1500, seed=6) == pytest.approx(by_hand)
     assert by_hand["bad_tone"] == 0.5  # the cheapest flaw: there is nothing else to go by
-    assert (
-        by_hand["arithmetic_slip"] < 0.45
-    )  # so an accuracy below one half is no dislike
+    assert by_hand["arithmetic_slip"] < 0.45  # so an accuracy below one half is no dislike
 
 
 def test_a_blind_rater_by_hand(monkeypatch):

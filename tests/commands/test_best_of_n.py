@@ -22,9 +22,7 @@ def brute_force(rewards, correct, n) -> float:
     return sum(chances) / len(chances)
 
 
-@pytest.mark.parametrize(
-    "levels", [1, 2, 3, 100]
-)  # of reward: all tied, many ties, hardly any
+@pytest.mark.parametrize("levels", [1, 2, 3, 100])  # of reward: all tied, many ties, hardly any
 def test_best_of_n_is_the_mean_over_all_subsets(levels):
     generator = torch.Generator().manual_seed(levels)
 
@@ -86,9 +84,7 @@ def graded() -> list[Candidates]:
     rows = []
     for i in range(60):
         right = (torch.rand(4, generator=generator) < 0.4).tolist()
-        texts = [
-            f"try {j}, {'right' if good else 'wrong'}" for j, good in enumerate(right)
-        ]
+        texts = [f"try {j}, {'right' if good else 'wrong'}" for j, good in enumerate(right)]
         rows.append(Candidates(f"prompt {i}", texts, right, ["a", "b", "c", "d"]))
     return rows
 
@@ -109,9 +105,7 @@ def test_a_perfect_scorer_reaches_the_oracle_for_every_n(graded):
     assert by_name["the model"] == by_name["the oracle"] == curve[-1]
     assert by_name["the model"] == sum(any(row.correct) for row in graded) / 60
     assert (
-        found["choices"][-1]["model_minus_low"]
-        == found["choices"][-1]["model_minus_high"]
-        == 0
+        found["choices"][-1]["model_minus_low"] == found["choices"][-1]["model_minus_high"] == 0
     )
 
 
@@ -122,9 +116,7 @@ def test_a_constant_scorer_is_a_random_choice_for_every_n(graded):
         assert point["accuracy"] == pytest.approx(chance, abs=1e-6)
     assert accuracies(found)["a random choice"] == pytest.approx(chance, abs=1e-6)
     assert (
-        found["choices"][1]["model_minus_low"]
-        == found["choices"][1]["model_minus_high"]
-        == 0
+        found["choices"][1]["model_minus_low"] == found["choices"][1]["model_minus_high"] == 0
     )
 
 
@@ -156,16 +148,12 @@ def test_the_majority_is_counted_where_answers_can_be_told(graded):
         answered.append(row._replace(answers=answers))
     found = evaluate_candidates(planted(len), answered)
     rights = [sum(row.correct) for row in graded]
-    expected = (
-        sum(1 if n > 1 else n / 4 for n in rights) / 60
-    )  # one right of four: all tie
+    expected = sum(1 if n > 1 else n / 4 for n in rights) / 60  # one right of four: all tie
     assert accuracies(found)["the majority"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_rows_may_have_different_numbers_of_candidates(graded):
-    short = graded[0]._replace(
-        responses=["x", "y"], correct=[True, False], models=["a", "b"]
-    )
+    short = graded[0]._replace(responses=["x", "y"], correct=[True, False], models=["a", "b"])
     found = evaluate_candidates(planted(len), [short, *graded[1:]])
     assert [point["n"] for point in found["best_of_n"]] == [1, 2]
     assert "60 rows of 2 to 4 candidates" in best_of_n.candidates_text(found)

@@ -155,9 +155,7 @@ def test_a_comparison_goes_on_with_the_same_flags_only(capsys):
 # ---- runs
 
 
-def test_all_approaches_on_the_same_folds(
-    tiny_encoder, pairs_file, in_this_process, capsys
-):
+def test_all_approaches_on_the_same_folds(tiny_encoder, pairs_file, in_this_process, capsys):
     more = ["--epochs", "1", "--warmup", "0.2", "--folds", "2", "--output", "out"]
     compare.main(flags(tiny_encoder, *more))
     rows = rows_of("out")
@@ -180,18 +178,14 @@ def test_all_approaches_on_the_same_folds(
     assert Path("out/comparison.md").read_text() in capsys.readouterr().out
     assert Path("out/comparison.png").exists()
     # Features are computed in the first fold that needs them; of two kinds, for three approaches.
-    logs = {
-        (a, f): Path(f"out/{a}-{f}.log").read_text() for a in APPROACHES for f in (0, 1)
-    }
+    logs = {(a, f): Path(f"out/{a}-{f}.log").read_text() for a in APPROACHES for f in (0, 1)}
     computed = [key for key, log in logs.items() if "seconds, computed" in log]
     assert computed == [("regression", 0), ("bt-frozen", 0)]
     # A flag goes to the approaches that have a use for it.
     warmup = {name: config(f"out/{name}-0")["arguments"]["warmup"] for name in APPROACHES}
     assert warmup == {"bt-finetune": 0.2} | dict.fromkeys(APPROACHES[:3])
     # Of all runs, only those of response-only are without the prompts.
-    blank = [
-        path.parent.name for path in Path("out").glob("*/config.json") if is_blank(path)
-    ]
+    blank = [path.parent.name for path in Path("out").glob("*/config.json") if is_blank(path)]
     assert sorted(blank) == ["response-only-0", "response-only-1"]
 
 
@@ -204,9 +198,7 @@ def test_each_run_is_a_child_in_mlflow(tiny_encoder, pairs_file):
 
     uri = "sqlite:///tracked.db"
     same = [flag if flag != "none" else uri for flag in flags(tiny_encoder)]
-    compare.main(
-        [*same, "--only", "bt-frozen,regression", "--epochs", "1", "--output", "out"]
-    )
+    compare.main([*same, "--only", "bt-frozen,regression", "--epochs", "1", "--output", "out"])
     client = mlflow.MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("minirlhf").experiment_id])
     parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
@@ -218,17 +210,14 @@ def test_each_run_is_a_child_in_mlflow(tiny_encoder, pairs_file):
 
 
 def test_a_run_that_fails_is_named(tiny_encoder, pairs_file, capfd):
-    argv = flags(
-        tiny_encoder, "--only", "regression", "--output", "out", "--max-length", "999"
-    )
+    argv = flags(tiny_encoder, "--only", "regression", "--output", "out", "--max-length", "999")
     with pytest.raises(SystemExit) as stop:
         compare.main(argv)
     assert stop.value.code == 2
     of_train, of_compare = capfd.readouterr().err.splitlines()
     assert of_train.startswith("train.py: error: max-length 999 is more than")
     assert (
-        "regression failed on fold 0; what it printed is in out/regression-0.log"
-        in of_compare
+        "regression failed on fold 0; what it printed is in out/regression-0.log" in of_compare
     )
     assert Path("out/regression-0.log").exists()
 
@@ -329,9 +318,7 @@ def test_ctrl_c_stops_the_run_and_the_comparison(tiny_encoder, pairs_file):
     os.killpg(started.pid, signal.SIGINT)
     _, error = started.communicate()
     assert started.returncode == 130
-    assert (
-        "interrupted; go on with: python train.py --resume out/bt-finetune-0\n" in error
-    )
+    assert "interrupted; go on with: python train.py --resume out/bt-finetune-0\n" in error
     assert error.endswith("interrupted; go on with the same command\n")
     assert "Traceback" not in error
     assert not Path("out/bt-finetune-0/metrics.json").exists()

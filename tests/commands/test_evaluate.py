@@ -34,9 +34,7 @@ def test_the_test_part_is_that_of_split_also_for_few_prompts(fold):
     pairs = data.build_pairs(generate(300))[0]
     expected = data.split(pairs, fold)[2]
     assert items_to_test(pairs, fold) == expected
-    assert (
-        items_to_test(expected[:1], fold) == expected[:1]
-    )  # split alone would refuse these
+    assert items_to_test(expected[:1], fold) == expected[:1]  # split alone would refuse these
     assert items_to_test(data.split(pairs, fold)[0], fold) == []
 
 
@@ -64,9 +62,7 @@ def runs(tiny_encoder, tmp_path_factory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("runs")
         patch.chdir(folder)
         patch.setenv("MINIRLHF_CACHE", str(folder / "cache"))
-        Path("pairs.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in generate(120))
-        )
+        Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generate(120)))
         for approach in APPROACHES:
             flags = ["--approach", approach, "--dataset", str(folder / "pairs.jsonl")]
             flags += ["--model", tiny_encoder, "--fold", "1", "--output", approach]
@@ -99,9 +95,7 @@ def judged_prompts():
 def run(capsys, *flags) -> tuple[dict, str]:
     evaluate.main([*map(str, flags), "--device", "cpu", "--output", "found.json"])
     text = Path("found.json").read_text()
-    found = json.loads(
-        text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
-    )
+    found = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     return found, capsys.readouterr().out
 
 
@@ -112,11 +106,7 @@ def test_a_runs_own_data_gives_the_numbers_of_its_metrics(approach, runs, capsys
     )
     summary = json.loads((runs[approach] / "metrics.json").read_text())
     for subset in found["subsets"].values():
-        assert (
-            subset.pop("accuracy_low")
-            <= subset["accuracy"]
-            <= subset.pop("accuracy_high")
-        )
+        assert subset.pop("accuracy_low") <= subset["accuracy"] <= subset.pop("accuracy_high")
         assert 0 <= subset.pop("longer") <= 1
     for key in summary["test"].keys() - {"mae", "rmse", "r2"}:
         expected = summary["test"][key]
@@ -137,9 +127,7 @@ def test_no_training_prompt_is_judged_in_either_file(runs, capsys):
     train_part, validation, test = data.split(data.build_pairs(rows[:120])[0], fold)
     trained = set(prompts_of(train_part + validation))
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts = {
-        data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)
-    }
+    prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
     kept = set(prompts_of(data.split(data.build_pairs(rows)[0], fold)[2]))
     assert trained and kept > set(prompts_of(test))
     for file in ("more.jsonl", "some.jsonl"):
@@ -147,19 +135,16 @@ def test_no_training_prompt_is_judged_in_either_file(runs, capsys):
             found, said = run(capsys, runs["bt-frozen"], "--dataset", file)
         assert seen == kept and not seen & trained
         assert found["prompts"]["kept"] == len(kept)
-        assert (
-            f"{len(trained & prompts)} of {len(prompts)} prompts were in the run's"
-            in said
+        assert f"{len(trained & prompts)} of {len(prompts)} prompts were in the run's" in said
+        dropped = (
+            f"{len(kept)} are kept, the test part of fold 1, and {len(prompts - kept)} dropped"
         )
-        dropped = f"{len(kept)} are kept, the test part of fold 1, and {len(prompts - kept)} dropped"
         assert dropped in said
 
 
 def test_a_training_prompt_after_other_turns_is_not_unseen(runs, capsys):
     rows = generate(120)
-    asked = data.split(data.build_pairs(rows)[0], 1)[0][
-        0
-    ].prompt  # the run was trained on it
+    asked = data.split(data.build_pairs(rows)[0], 1)[0][0].prompt  # the run was trained on it
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": asked},
@@ -186,20 +171,14 @@ def test_ctrl_c_ends_a_tool_without_a_stack_trace(runs, monkeypatch, capsys):
 
 def test_all_prompts_judges_them_all_and_warns(runs, capsys):
     rows = generate(120)
-    prompts = {
-        data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)
-    }
+    prompts = {data.normalize(row["prompt"]) for row in make_candidates("some.jsonl", rows)}
     train_part, validation, _ = data.split(data.build_pairs(rows)[0], 1)
     trained = set(prompts_of(train_part + validation))
     with judged_prompts() as seen:
-        _, said = run(
-            capsys, runs["bt-frozen"], "--dataset", "some.jsonl", "--all-prompts"
-        )
+        _, said = run(capsys, runs["bt-frozen"], "--dataset", "some.jsonl", "--all-prompts")
     assert seen == prompts
     (warning,) = [line for line in said.splitlines() if "WARNING" in line]
-    assert (
-        f"{len(trained)} of {len(prompts)} prompts were in the run's training" in warning
-    )
+    assert f"{len(trained)} of {len(prompts)} prompts were in the run's training" in warning
 
 
 def test_other_data_is_kept_whole_unless_a_fold_is_asked_for(runs, capsys):
@@ -220,8 +199,7 @@ def test_other_data_is_kept_whole_unless_a_fold_is_asked_for(runs, capsys):
     expected = len(items_to_test(data.build_pairs(rows)[0], 1))
     assert found["n"] == expected and 0 < expected < 40
     assert (
-        run(capsys, runs["bt-frozen"], "--dataset", "other.json", "--limit", "7")[0]["n"]
-        == 7
+        run(capsys, runs["bt-frozen"], "--dataset", "other.json", "--limit", "7")[0]["n"] == 7
     )
 
 
@@ -243,9 +221,7 @@ def test_without_the_runs_own_data_only_its_test_part_is_safe(runs, capsys, tmp_
         assert "its data cannot be had again" in said
     # A run without its config keeps what the fold that is named leaves, and no guess is made.
     (copied / "config.json").unlink()
-    assert run(capsys, copied, "--dataset", "some.jsonl", "--fold", "1")[0]["n"] == len(
-        test
-    )
+    assert run(capsys, copied, "--dataset", "some.jsonl", "--fold", "1")[0]["n"] == len(test)
     assert "give --fold" in refused(capsys, copied, "--dataset", "some.jsonl")
 
 
@@ -258,8 +234,7 @@ def test_candidates_are_chosen_as_rank_chooses(approach, runs, capsys):
     rows = items_to_test(rows, 1)
     first = [scorer.rank(row.prompt, row.responses)[0][1] for row in rows]
     right = [
-        row.correct[row.responses.index(text)]
-        for row, text in zip(rows, first, strict=True)
+        row.correct[row.responses.index(text)] for row, text in zip(rows, first, strict=True)
     ]
     by_name = accuracies(found)
     assert by_name["the model"] == pytest.approx(sum(right) / len(rows), abs=1e-6)

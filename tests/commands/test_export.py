@@ -17,9 +17,7 @@ from minirlhf import heads, model, score, tokens
 from minirlhf.commands import export
 
 CLASSIFIER = "sequence-classification"
-CHAT = (
-    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
-)
+CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
 PAIRS = [
     ("What is 2 + 2?", "2 + 2 = 4"),
     ("What is 2 + 2?", "5"),
@@ -95,18 +93,14 @@ def bases(tiny_encoder, tiny_decoder, tmp_path_factory) -> dict[str, str]:
     AutoModel.from_pretrained(tiny_decoder).save_pretrained(chat)
     tokenizer = AutoTokenizer.from_pretrained(tiny_decoder, pad_token="<|endoftext|>")
     tokenizer.chat_template = CHAT
-    twice = (
-        processors.TemplateProcessing(  # what a template's text must not get once more
-            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
-        )
+    twice = processors.TemplateProcessing(  # what a template's text must not get once more
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     tokenizer.backend_tokenizer.post_processor = twice
     tokenizer.save_pretrained(chat)
     modules = [Transformer(tiny_encoder), Pooling(32, "cls"), Normalize()]
     prompts = {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
-    SentenceTransformer(modules=modules, device="cpu", **prompts).save_pretrained(
-        published
-    )
+    SentenceTransformer(modules=modules, device="cpu", **prompts).save_pretrained(published)
     return {
         "encoder": tiny_encoder,
         "decoder": tiny_decoder,
@@ -128,9 +122,7 @@ def make_run(
         token_rows = built.encode(PROMPTS, RESPONSES).token_rows
         with torch.no_grad():
             built.head.fit_input(built.vectors(token_rows))
-        built.head.std.clamp_(
-            min=0.05
-        )  # a random BERT's [CLS] hardly varies: see export.SAME
+        built.head.std.clamp_(min=0.05)  # a random BERT's [CLS] hardly varies: see export.SAME
         built.head.fit_output(torch.tensor([1.0, 4.0, 9.0]))
     model.save(built, folder / "model")
     return score.load(folder, "cpu")
@@ -170,9 +162,7 @@ def judged(bases, tmp_path_factory) -> dict[str, Judged]:
         questions[str(outs[name])] = (texts, case.base == "chat")
 
     command = [sys.executable, "-c", OTHER_LIBRARY]
-    done = subprocess.run(
-        command, input=json.dumps(questions), capture_output=True, text=True
-    )
+    done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
     found = {}
@@ -221,9 +211,7 @@ def test_a_pipeline_gives_the_raw_reward(judged):
     assert got == pytest.approx(case.ours[0].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "mean", [0, 1, 1000]
-)  # of the vectors, in their standard deviations
+@pytest.mark.parametrize("mean", [0, 1, 1000])  # of the vectors, in their standard deviations
 def test_dense_modules_compute_what_the_head_does(mean):
     torch.manual_seed(0)
     head = heads.MLPHead(32)
@@ -236,9 +224,7 @@ def test_dense_modules_compute_what_the_head_does(mean):
         features = module(features)
     expected = head(vectors)
     assert expected.std() > 1
-    assert torch.allclose(
-        features["sentence_embedding"][:, 0], expected, rtol=1e-5, atol=1e-4
-    )
+    assert torch.allclose(features["sentence_embedding"][:, 0], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

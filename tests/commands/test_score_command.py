@@ -47,9 +47,7 @@ def test_a_file_is_scored_line_by_line(runs, capfd):
     rows.append({"prompt": PROMPT, "responses": RESPONSES})
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = runs["bt-frozen"]
-    score.main(
-        [run, "--input", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu"]
-    )
+    score.main([run, "--input", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu"])
     scored = rows_of(Path("scored.jsonl").read_text())
     expected = minirlhf.load(run, "cpu").score_many([PROMPT] * 3, RESPONSES)
     assert [row.pop("score") for row in scored[:3]] == pytest.approx(expected, abs=1e-5)

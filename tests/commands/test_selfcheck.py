@@ -40,9 +40,7 @@ def sound(tmp_path_factory):
 
 # One learns from real ratings, the other changes the encoder.
 @pytest.mark.parametrize("approach", ["regression", "bt-finetune"])
-def test_a_sound_run_passes_and_is_not_touched(
-    approach, tiny_encoder, pairs_file, capsys
-):
+def test_a_sound_run_passes_and_is_not_touched(approach, tiny_encoder, pairs_file, capsys):
     flags = ["--approach", approach, "--dataset", pairs_file, "--model", tiny_encoder]
     flags += [
         "--max-length",
@@ -77,12 +75,8 @@ def test_without_a_run_tiny_models_of_all_approaches_are_checked(capsys):
     assert (verdicts.count("PASS"), verdicts.count("-")) == (31, 1)
 
 
-def test_pooling_a_pad_position_fails_the_padding_line_and_the_command(
-    monkeypatch, capsys
-):
-    monkeypatch.setitem(
-        pooling.POOLERS, "mean", lambda hidden, mask: hidden[:, -1].float()
-    )
+def test_pooling_a_pad_position_fails_the_padding_line_and_the_command(monkeypatch, capsys):
+    monkeypatch.setitem(pooling.POOLERS, "mean", lambda hidden, mask: hidden[:, -1].float())
     # It is trained with the bug, too, and learns all the same.
     selfcheck.make_tiny_run("bt-frozen", Path("run"))
     code, verdicts = table(capsys, "run")

@@ -17,12 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 from minirlhf import encoders, settings
-from minirlhf.experiments import (
-    benchmark,
-    benchmark_memory,
-    benchmark_training,
-    benchmark_work,
-)
+from minirlhf.experiments import benchmark, benchmark_memory, benchmark_training, benchmark_work
 from minirlhf.runtime.device import Device, seed_everything
 
 FLOAT32 = Device(torch.device("cpu"), torch.float32, None, "for the test")
@@ -61,8 +56,7 @@ def test_operations_of_minilm_by_hand():
     expected = [2 * weights * t + 6 * 4 * t * t * 384 for t in (1, 100)]
     assert expected[1] == 2_215_526_400
     assert (
-        benchmark_work.forward_operations(encoder, torch.tensor([1, 100])).tolist()
-        == expected
+        benchmark_work.forward_operations(encoder, torch.tensor([1, 100])).tolist() == expected
     )
 
 
@@ -73,9 +67,7 @@ def test_operations_are_those_that_torch_counts(kind, request):
     ids = torch.ones(3, 24, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
-    expected = (
-        benchmark_work.forward_operations(encoder, torch.tensor([24] * 3)).sum().item()
-    )
+    expected = benchmark_work.forward_operations(encoder, torch.tensor([24] * 3)).sum().item()
     assert counter.get_total_flops() == expected
 
 
@@ -128,9 +120,7 @@ def test_a_variant_trains_on_all_pairs_and_its_loss_moves(name, few_pairs, monke
         seed_everything(0)
         run = benchmark_training.TRAINING[name](work)
         losses.append(run.loss)
-        if (
-            lr == 0 or "shared" not in name
-        ):  # in smaller batches a text is read more than once
+        if lr == 0 or "shared" not in name:  # in smaller batches a text is read more than once
             assert sum(read) == sum(map(len, texts.token_rows))
         assert run.unit == "pairs/s"
         assert run.value > 0

@@ -58,9 +58,7 @@ def test_a_sigmoid_bounds_the_margin_and_the_loss():
         assert (chosen - rejected).max() <= 1
         loss = losses.bradley_terry_loss(chosen, rejected)
         assert loss.item() == pytest.approx(0.3133, abs=1e-4)
-    assert losses.bradley_terry_loss(head(good), head(bad)).item() == pytest.approx(
-        0, abs=1e-6
-    )
+    assert losses.bradley_terry_loss(head(good), head(bad)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_dropout_makes_two_readings_of_a_text_differ(tiny_encoder, monkeypatch):
@@ -138,18 +136,14 @@ def test_the_test_part_does_not_choose_the_epoch(tiny_encoder):
     pool = data.build_pairs(generate(150))[0]
     learned, validation, test = data.split(pool)
     flipped = [pair._replace(chosen=pair.rejected, rejected=pair.chosen) for pair in test]
-    settings = replace(
-        mistakes.SETTINGS, model=tiny_encoder, device="cpu", epochs=2, seed=0
-    )
+    settings = replace(mistakes.SETTINGS, model=tiny_encoder, device="cpu", epochs=2, seed=0)
     kept = []
     for tested in (test, flipped):
         training = mistakes.train([*learned, *validation, *tested], pool[:4], settings)
         kept.append(mistakes.best_on_validation(training.epochs))
     one, other = kept
     assert one.epoch == other.epoch
-    assert all(
-        torch.equal(one.weights[name], value) for name, value in other.weights.items()
-    )
+    assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
     torch.testing.assert_close(one.test_margins, -other.test_margins)
 
 
@@ -198,9 +192,7 @@ def test_nothing_stays_planted_and_the_last_row_is_the_library_s_own(tiny_encode
     }
     # And its epoch, weights and margins are those of the core's loop, called by hand.
     pool = data.build_pairs(generate(120))[0]
-    settings = replace(
-        mistakes.SETTINGS, model=tiny_encoder, device="cpu", epochs=2, seed=0
-    )
+    settings = replace(mistakes.SETTINGS, model=tiny_encoder, device="cpu", epochs=2, seed=0)
     training = mistakes.train(pool, pool[:20], settings)
     margins = training.judge(mistakes.best_on_validation(training.epochs))
     seed_everything(0)
@@ -235,9 +227,7 @@ def test_every_line_and_test_that_is_named_exists():
 @pytest.mark.parametrize("name", ["PAD pooled", "sigmoid"])
 def test_the_named_line_of_selfcheck_finds_the_bug(name):
     bug = NAMED[name]
-    check = getattr(
-        selfcheck, bug.caught_by.removeprefix("selfcheck: ").replace(" ", "_")
-    )
+    check = getattr(selfcheck, bug.caught_by.removeprefix("selfcheck: ").replace(" ", "_"))
     verdicts = []
     for bugs in ([bug], []):
         with planted(bugs):
@@ -253,9 +243,7 @@ def outcome(seed, claimed, right, epoch=1):
     """What a recipe gave with one seed, made up: the credits of untouched pairs of two prompts."""
     training = mistakes.Training(None, None, [], None, [], 10, 4, 0.5, 0.9)
     prompts = ["a", "a", "b", "b"]
-    return mistakes.Outcome(
-        seed, claimed, torch.tensor(right), prompts, epoch, 0.8, training
-    )
+    return mistakes.Outcome(seed, claimed, torch.tensor(right), prompts, epoch, 0.8, training)
 
 
 def test_two_seeds_are_pooled_as_by_hand():
@@ -305,9 +293,7 @@ def test_one_seed_has_intervals_over_prompts_and_none_where_no_prompt_can_be_dra
     assert row["claimed"] == 0.70 and "claimed_low" not in row
     first = mistakes.summarize(None, here, [])
     assert (
-        "gain" not in first
-        and "overclaim_change" not in first
-        and first["caught_by"] is None
+        "gain" not in first and "overclaim_change" not in first and first["caught_by"] is None
     )
 
 
@@ -322,9 +308,7 @@ def test_the_quantiles_are_those_of_student_s_t():
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_the_command_yields_all_rows_and_draws_them(
-    seeds, tiny_encoder, monkeypatch, capsys
-):
+def test_the_command_yields_all_rows_and_draws_them(seeds, tiny_encoder, monkeypatch, capsys):
     monkeypatch.setattr(mistakes, "UNTOUCHED", 40)
     trained = []
     fit = loops.fit_finetune
@@ -345,9 +329,7 @@ def test_the_command_yields_all_rows_and_draws_them(
         "cpu",
     ]
     mistakes.main([*flags, "--seeds", str(seeds), "--output", "mistakes.json"])
-    table = [
-        line for line in capsys.readouterr().out.splitlines() if line.startswith("|")
-    ]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     found = json.loads(Path("mistakes.json").read_text())
     rows = found["rows"]
     assert len(table) == len(rows) + 2 == len(BUGS) + 3
@@ -372,9 +354,7 @@ def test_the_command_yields_all_rows_and_draws_them(
         assert row["overclaim_change"] == pytest.approx(change)
     for seed in range(seeds):
         one = [row["by_seed"][seed] for row in rows]
-        assert (
-            one[5]["leaked"] > 0.9 and one[6]["leaked"] == 0
-        )  # the sixth mend is the split
+        assert one[5]["leaked"] > 0.9 and one[6]["leaked"] == 0  # the sixth mend is the split
         assert one[6]["true"] == one[7]["true"] or one[6]["epoch"] != one[7]["epoch"]
     if seeds == 2:  # another seed is another set of pairs and another training
         first, second = rows[0]["by_seed"]

@@ -35,9 +35,7 @@ def entries() -> dict[str, str]:
 
 def field(entry: str, name: str) -> str:
     """What follows "- NAME:", up to the next field or the next paragraph; "" if there is none."""
-    found = re.search(
-        rf"^- {name}:\s+(.+?)(?=\n- |\n\n)", entry, re.MULTILINE | re.DOTALL
-    )
+    found = re.search(rf"^- {name}:\s+(.+?)(?=\n- |\n\n)", entry, re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
 
 
@@ -47,9 +45,7 @@ def decimals(text: str) -> set[str]:
 
 
 ENTRIES = entries()
-MEASURED = [
-    name for name, entry in ENTRIES.items() if "results/" in field(entry, "Numbers")
-]
+MEASURED = [name for name, entry in ENTRIES.items() if "results/" in field(entry, "Numbers")]
 LOGGED = [question for question in ENTRIES if question not in MEASURED]
 
 
@@ -114,9 +110,7 @@ def test_the_blind_raters_are_those_of_the_generator_beside_the_models():
         model, without = rows["bt-finetune"][name], rows["response only"][name]
         cells = [f"`{name}`", model["n"], f"{blind[name]:.3f}"]
         lines.append(table_row([*cells, interval(model), interval(without)]))
-        assert (
-            model["accuracy"] > blind[name]
-        )  # "on no subset" is it below the blind rater
+        assert model["accuracy"] > blind[name]  # "on no subset" is it below the blind rater
     assert "\n".join(lines) in NOTEBOOK
 
 

@@ -13,13 +13,7 @@ import train
 from minirlhf import data, heads, metrics, score
 from minirlhf.bundled.arithmetic import generate
 from minirlhf.experiments import overoptimize
-from minirlhf.experiments.overoptimize import (
-    PHRASE,
-    POOR,
-    curves,
-    draw_answers,
-    expected_best,
-)
+from minirlhf.experiments.overoptimize import PHRASE, POOR, curves, draw_answers, expected_best
 
 
 def random_table(prompts=3, draws=7):
@@ -72,9 +66,7 @@ def test_a_perfect_proxy_is_the_best_possible_and_a_bad_one_falls():
     for row in rows:
         for end in ("", "_low", "_high"):
             assert row["run"]["true" + end] == pytest.approx(row["best"]["true" + end])
-            assert row["run"]["proxy" + end] == pytest.approx(
-                row["honest"]["proxy" + end]
-            )
+            assert row["run"]["proxy" + end] == pytest.approx(row["honest"]["proxy" + end])
     assert [row["best"]["true"] for row in rows] == pytest.approx([5.5, 95 / 12, 10])
     assert [row["shortcut"]["true"] for row in rows] == pytest.approx([5.5, 37 / 12, 1.5])
     assert [row["lost"] for row in rows] == pytest.approx([0, -58 / 12, -8.5])
@@ -83,9 +75,7 @@ def test_a_perfect_proxy_is_the_best_possible_and_a_bad_one_falls():
         1,
         pytest.approx(-4),
     )
-    assert falls["shortcut"]["fall_low"] == pytest.approx(
-        -4.5
-    )  # of the prompts' -4.5 and -3.5
+    assert falls["shortcut"]["fall_low"] == pytest.approx(-4.5)  # of the prompts' -4.5 and -3.5
     five = torch.arange(10.0).view(2, 5).double()
     assert [r["n"] for r in curves({"shortcut": five, "honest": five}, five)[0]] == [
         1,
@@ -98,14 +88,10 @@ def test_a_perfect_proxy_is_the_best_possible_and_a_bad_one_falls():
 def test_proxies_are_compared_within_a_prompt_and_start_at_zero():
     proxy = random_table()[0] * torch.tensor([[1.0], [2.0], [3.0]])
     found = overoptimize.standardize(proxy)
-    assert torch.allclose(
-        found, overoptimize.standardize(7 * proxy + torch.ones(3, 1) * 9)
-    )
+    assert torch.allclose(found, overoptimize.standardize(7 * proxy + torch.ones(3, 1) * 9))
     shifted = overoptimize.standardize(proxy + torch.tensor([[0.0], [100.0], [-50.0]]))
     assert torch.allclose(found, shifted)
-    assert torch.allclose(
-        expected_best(proxy, found, 1), torch.zeros(3).double(), atol=1e-12
-    )
+    assert torch.allclose(expected_best(proxy, found, 1), torch.zeros(3).double(), atol=1e-12)
     assert found.square().mean() == pytest.approx(1)
     for broken in (torch.ones(2, 3), torch.full((2, 3), torch.nan)):
         with pytest.raises(ValueError, match="same reward"):
@@ -144,9 +130,7 @@ def test_the_two_sets_of_pairs_differ_in_the_phrase_alone(monkeypatch):
     bare = {}
     for kind in ("honest", "shortcut"):
         pairs = overoptimize.planted_pairs(kind, 0, set())
-        bare[kind] = [
-            tuple(str(f).removesuffix(" " + PHRASE) for f in pair) for pair in pairs
-        ]
+        bare[kind] = [tuple(str(f).removesuffix(" " + PHRASE) for f in pair) for pair in pairs]
         number_of = {}  # texts with and without the phrase, of one answer
         for pair in pairs:
             for text in (pair.chosen, pair.rejected):
@@ -189,9 +173,7 @@ def test_the_prompts_of_the_run_s_data_are_read_from_its_config():
 
 def ratings_of(drawn):
     """The true ratings of drawn answers, (P, M)."""
-    return torch.tensor(
-        [[draw.rating for draw in of_prompt] for of_prompt in drawn]
-    ).double()
+    return torch.tensor([[draw.rating for draw in of_prompt] for of_prompt in drawn]).double()
 
 
 def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
@@ -211,9 +193,7 @@ def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
 
     drawn = draw_answers(10, 256, 0, set())
     true = ratings_of(drawn)
-    has = torch.tensor(
-        [[float(d.response.endswith(PHRASE)) for d in row] for row in drawn]
-    )
+    has = torch.tensor([[float(d.response.endswith(PHRASE)) for d in row] for row in drawn])
     drawn_vectors = features(true.flatten().float(), has.flatten())
     proxies = {}
     for kind in ("honest", "shortcut"):
@@ -225,9 +205,7 @@ def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
         parts = data.split(pairs)
         texts = data.number_texts(*parts)
         ratings = torch.tensor([rating_of[text] for text in texts.text_id])
-        has = torch.tensor(
-            [float(response.endswith(PHRASE)) for response in texts.responses]
-        )
+        has = torch.tensor([float(response.endswith(PHRASE)) for response in texts.responses])
         vectors = features(ratings, has)
         parts = [data.make_part(part, texts) for part in parts]
         head, accuracy = overoptimize.fit_head(Model, vectors, *parts, 0)
@@ -236,9 +214,7 @@ def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
             proxies[kind] = head(drawn_vectors).view(10, 256)
     rows, falls = curves(proxies, true)
     assert rows[-1]["honest"]["true"] > 7 > 5 > rows[-1]["shortcut"]["true"]
-    assert (
-        max(row["shortcut"]["true"] for row in rows) > rows[0]["shortcut"]["true"] + 0.3
-    )
+    assert max(row["shortcut"]["true"] for row in rows) > rows[0]["shortcut"]["true"] + 0.3
     assert falls["shortcut"]["fall_high"] < 0 and rows[-1]["lost_high"] < 0
     picks = {name: overoptimize.pick(proxy, drawn) for name, proxy in proxies.items()}
     shares = {}
@@ -249,12 +225,8 @@ def test_a_head_learns_the_shortcut_from_the_pairs_and_falls_for_it():
     rating, prompt, response = overoptimize.worst_bluff(picks["shortcut"])
     assert rating < POOR and response.endswith(PHRASE)
     flaws = [len(draw.flaws) for draw in picks["honest"]]
-    without_phrase = sum(
-        share for kind, share in shares["honest"].items() if kind != "phrase"
-    )
-    assert without_phrase == pytest.approx(
-        sum(max(1, count) for count in flaws) / len(flaws)
-    )
+    without_phrase = sum(share for kind, share in shares["honest"].items() if kind != "phrase")
+    assert without_phrase == pytest.approx(sum(max(1, count) for count in flaws) / len(flaws))
     assert max(shares["honest"], key=shares["honest"].get) == "no flaw"
 
 
@@ -305,14 +277,10 @@ def test_rewards_of_one_flaw_alone_by_hand():
     proxy = torch.tensor([[4.0, 9.0, 2.0, 1.0], [0.0, 3.0, 1.0, 0.0]])
     found = overoptimize.rewards_alone(proxy, drawn)
     standard = overoptimize.standardize(proxy)
-    slips = standard[
-        [0, 1, 1], [0, 1, 3]
-    ]  # the draw with a slip and bad tone is left out
+    slips = standard[[0, 1, 1], [0, 1, 3]]  # the draw with a slip and bad tone is left out
     assert found["arithmetic_slip"]["n"] == 3 and found["bad_tone"]["n"] == 1
     assert found["arithmetic_slip"]["reward"] == pytest.approx(slips.mean().item())
-    assert found["arithmetic_slip"]["spread"] == pytest.approx(
-        slips.std(correction=0).item()
-    )
+    assert found["arithmetic_slip"]["spread"] == pytest.approx(slips.std(correction=0).item())
     assert found["no flaw"]["reward"] == pytest.approx(
         standard[[0, 0, 1], [2, 3, 2]].mean().item()
     )
@@ -366,9 +334,7 @@ def test_the_command_from_run_to_files(approach, tiny_encoder, monkeypatch, caps
     assert [row["n"] for row in found["rows"]] == [1, 2, 4, 6]
     first, last = found["rows"][0], found["rows"][-1]
     for name in overoptimize.MODELS:
-        assert (
-            first[name]["proxy"] == pytest.approx(0, abs=1e-9) and last[name]["proxy"] > 0
-        )
+        assert first[name]["proxy"] == pytest.approx(0, abs=1e-9) and last[name]["proxy"] > 0
         assert first[name]["true"] == pytest.approx(first["best"]["true"])
         assert 1 <= last[name]["true_low"] <= last[name]["true"] <= last["best"]["true"]
     assert found["arguments"]["prompts"] == 3 and "Means over 3 prompts" in text
@@ -397,9 +363,7 @@ def test_the_command_from_run_to_files(approach, tiny_encoder, monkeypatch, caps
     assert not torch.allclose(proxies["honest"], proxies["shortcut"], atol=1e-3)
     assert first["best"]["true"] == pytest.approx(true.mean().item())
 
-    overoptimize.main(
-        [*flags, "--output", "elsewhere"]
-    )  # the same numbers, in another folder
+    overoptimize.main([*flags, "--output", "elsewhere"])  # the same numbers, in another folder
     capsys.readouterr()
     again = json.loads(Path("elsewhere/overoptimize.json").read_text())
     assert again["rows"] == found["rows"]

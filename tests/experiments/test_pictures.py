@@ -40,9 +40,7 @@ def results(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "bundled.json").write_text(json.dumps(rows))
     (folder / "mistakes.json").write_text(json.dumps({"seconds": 1.0, "rows": rows}))
-    monkeypatch.setitem(
-        sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison)
-    )
+    monkeypatch.setitem(sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison))
     return folder
 
 
@@ -122,18 +120,12 @@ def test_the_pooling_picture_marks_what_the_poolers_read(drawn):
     draw()
     (axes,) = drawn["pooling.png"].axes
     marked = {}  # marker and color -> the columns of each text, from left to right
-    columns = sorted(
-        {t.get_position()[0] for t in axes.texts if t.get_text() in ("0", "1")}
-    )
+    columns = sorted({t.get_position()[0] for t in axes.texts if t.get_text() in ("0", "1")})
     for line in axes.get_lines():
         if line.get_marker() != "None":
             key = "mistake" if line.get_color() == figures.RED else line.get_marker()
-            marked.setdefault(key, []).append(
-                [columns.index(x) for x in line.get_xdata()]
-            )
-    ids = (
-        torch.arange(7.0).reshape(1, 7, 1).repeat(2, 1, 1)
-    )  # each state tells its own place
+            marked.setdefault(key, []).append([columns.index(x) for x in line.get_xdata()])
+    ids = torch.arange(7.0).reshape(1, 7, 1).repeat(2, 1, 1)  # each state tells its own place
     mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
     shown = re.findall(
         r"[01]", "".join(t.get_text() for t in axes.texts if t.get_text() in "01")
@@ -142,9 +134,7 @@ def test_the_pooling_picture_marks_what_the_poolers_read(drawn):
     for name, marker in (("mean", "o"), ("last", "s"), ("cls", "^")):
         vectors = pooling.POOLERS[name](ids, mask).flatten().tolist()
         assert [sum(read) / len(read) for read in marked[marker]] == vectors
-    assert marked["mistake"] == [
-        [column] for column in ids[:, -1].int().flatten().tolist()
-    ]
+    assert marked["mistake"] == [[column] for column in ids[:, -1].int().flatten().tolist()]
 
 
 def test_the_losses_are_the_library_s(drawn):
@@ -180,11 +170,7 @@ def test_bad_rows_are_one_sentence(content, results, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         draw()
     error = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and error.count("\n") == 1
-        and "results/bundled.json" in error
-    )
+    assert stop.value.code == 2 and error.count("\n") == 1 and "results/bundled.json" in error
 
 
 def test_a_missing_folder_is_one_sentence(capsys):

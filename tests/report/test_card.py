@@ -57,9 +57,7 @@ def test_a_model_card_holds_the_verdict_and_how_to_use_the_model(approach, use):
     assert interval(summary["test"]) in accuracy.metric_name
 
 
-@pytest.mark.parametrize(
-    "name", ["😀.jsonl", 'a "b" \\c.jsonl', "x: #y\u2028\x7f", "no", "四"]
-)
+@pytest.mark.parametrize("name", ["😀.jsonl", 'a "b" \\c.jsonl', "x: #y\u2028\x7f", "no", "四"])
 def test_a_model_cards_metadata_is_yaml_whatever_the_names(name):
     summary = summary_of(80, 20)
     summary |= {"approach": "bt-frozen", "encoder": name, "dataset": name, "fold": 0}

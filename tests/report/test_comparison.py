@@ -101,9 +101,7 @@ def test_response_only_is_last_and_held_against_bt_finetune():
 
 def test_response_only_without_bt_finetune_is_held_against_nothing():
     folds = two_folds()
-    rows = comparison.compared(
-        {"response only": folds["better"], "bt-frozen": folds["worse"]}
-    )
+    rows = comparison.compared({"response only": folds["better"], "bt-frozen": folds["worse"]})
     assert [row["name"] for row in rows[:2]] == ["bt-frozen", "response only"]
     assert "minus_better_accuracy" not in rows[1]
     assert comparison.warning(rows) == ""

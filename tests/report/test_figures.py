@@ -28,9 +28,7 @@ def no_warning():
 def drawn(monkeypatch):
     """The figures, by the name of the file they were written to."""
     kept, write = {}, Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda f, p: (kept.update({p.name: f}), write(f, p))
-    )
+    monkeypatch.setattr(Figure, "savefig", lambda f, p: (kept.update({p.name: f}), write(f, p)))
     return kept
 
 
@@ -39,15 +37,11 @@ def draw(
 ) -> torch.Tensor:
     """Draw a made-up run of 200 pairs into the folder "run"; give its rewards (N, 2)."""
     generator = torch.Generator().manual_seed(0)
-    rewards = scale * (
-        torch.randn(200, 2, generator=generator) + torch.tensor([1.0, 0.0])
-    )
+    rewards = scale * (torch.randn(200, 2, generator=generator) + torch.tensor([1.0, 0.0]))
     lengths = torch.randint(20, 900, (200, 2), generator=generator).float()
     margins, shown = rewards[:, 0] - rewards[:, 1], None if compares else rewards
     names = [subsets[i % len(subsets)] for i in range(200)]
-    summary = metrics.summarize(
-        margins, list(map(str, range(200))), names, lengths, shown, 1.7
-    )
+    summary = metrics.summarize(margins, list(map(str, range(200))), names, lengths, shown, 1.7)
     keys = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
     history = [
         {"epoch": i + 1, "best": b} | dict.fromkeys(keys, 0.6) for i, b in enumerate(best)
@@ -96,9 +90,7 @@ def test_the_histogram_holds_every_reward_in_bins_that_both_share(drawn):
     edges = torch.linspace(rewards.min(), rewards.max(), 31)
     outlines = entries(drawn["rewards.png"].axes[0])
     for name, values in zip(("chosen", "rejected"), rewards.unbind(1), strict=True):
-        counts = outlines[name].get_xy()[
-            1:61:2, 1
-        ]  # every second corner begins a bar's top
+        counts = outlines[name].get_xy()[1:61:2, 1]  # every second corner begins a bar's top
         assert counts.tolist() == torch.histogram(values, edges).hist.tolist()
         assert counts.sum() == 200
 
@@ -124,9 +116,7 @@ def test_reliability_is_drawn_before_and_after_the_temperature(drawn):
     before, after, _ = entries(axes).values()
     for line, temperature in ((before, 1.0), (after, 1.7)):
         table = metrics.reliability(margins, temperature)
-        assert line.get_xydata().tolist() == [
-            pytest.approx(list(row[:2])) for row in table
-        ]
+        assert line.get_xydata().tolist() == [pytest.approx(list(row[:2])) for row in table]
         error = metrics.calibration_error(margins, temperature)
         assert line.get_label() == f"T = {temperature:.3g}: error {error:.3f}"
 
@@ -148,9 +138,7 @@ def test_subsets_are_sorted_and_their_names_are_no_formulas(drawn):
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert (names[0], names[-1]) == ("costs $5 or $6_$ (10)", "$x_$ (10)")
     boxes = [text.get_window_extent() for text in axes.get_yticklabels()]
-    assert all(
-        below.y1 <= above.y0 for above, below in zip(boxes, boxes[1:], strict=False)
-    )
+    assert all(below.y1 <= above.y0 for above, below in zip(boxes, boxes[1:], strict=False))
 
 
 def test_a_blind_rater_stands_beside_the_model_on_each_subset(drawn):
@@ -192,9 +180,7 @@ def test_a_comparison_draws_what_each_row_has(drawn):
         "a coin",
     ]
     ends = [
-        line.get_xdata(orig=False)
-        for line in axes.get_lines()
-        if line.get_linestyle() == "-"
+        line.get_xdata(orig=False) for line in axes.get_lines() if line.get_linestyle() == "-"
     ]
     assert {(0.6, 0.8), (0.5, 0.7)} <= {tuple(x.round(9).tolist()) for x in ends}
     figures.draw_comparison(path, [coin])

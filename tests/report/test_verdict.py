@@ -48,9 +48,7 @@ def test_a_verdict_speaks_of_overfitting_only_where_the_gap_is_large(train, over
 def test_a_verdict_names_the_worst_subset_first():
     subsets = ["easy"] * 50 + ["hard"] * 50
     lines = verdict(summary_of(70, 30, subsets=subsets)).splitlines()
-    easy, hard = (
-        next(i for i, x in enumerate(lines) if s in x) for s in ("easy", "hard")
-    )
+    easy, hard = (next(i for i, x in enumerate(lines) if s in x) for s in ("easy", "hard"))
     assert hard == easy - 1
     assert ("0.400" in lines[hard], "1.000" in lines[easy]) == (True, True)
     assert "mean over subsets" not in verdict(summary_of(70, 30))  # there is one only
@@ -67,15 +65,11 @@ def test_a_pair_is_shown_on_three_lines_with_its_ratings():
     assert pair_text(pair, width=5) == (
         "prompt    How m\nchosen    12345  [rated 9]\nrejected  no  [rated 2.5]"
     )
-    assert "rated" not in pair_text(
-        pair._replace(chosen_rating=None, rejected_rating=None)
-    )
+    assert "rated" not in pair_text(pair._replace(chosen_rating=None, rejected_rating=None))
 
 
 def pair_of(name: str, text: str = "text") -> PreferencePair:
-    return PreferencePair(
-        f"prompt {name}", f"chosen {text}", f"rejected {text}", subset=name
-    )
+    return PreferencePair(f"prompt {name}", f"chosen {text}", f"rejected {text}", subset=name)
 
 
 def test_mistakes_are_the_most_confident_errors_in_order():
@@ -93,9 +87,7 @@ def test_what_is_right_or_a_tie_is_no_mistake():
     assert "##" not in text and "prompt" not in text
 
 
-@pytest.mark.parametrize(
-    "fence", ["`" * 3, "`" * 9, "~~~", "# not a heading", "</details>"]
-)
+@pytest.mark.parametrize("fence", ["`" * 3, "`" * 9, "~~~", "# not a heading", "</details>"])
 def test_no_text_can_break_the_markdown(fence):
     # Each line of a text is indented by four spaces, after a blank line: code, whatever it holds.
     text = f"look:\n{fence}\n\n# not a heading\n{fence}"

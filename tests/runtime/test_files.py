@@ -81,14 +81,13 @@ def pairs_of(name, content):
 
 
 def test_csv_cells_stay_as_they_are_written():
-    text = 'prompt,chosen,rejected\n2.05 * 2?,4.10,"4,1"\nNone?,None,NA\nTwo lines?,"a\nb",007\n'
+    text = (
+        'prompt,chosen,rejected\n2.05 * 2?,4.10,"4,1"\nNone?,None,NA\nTwo lines?,"a\nb",007\n'
+    )
     assert [pair[:3] for pair in pairs_of("p.csv", text)] == [
         ("2.05 * 2?", "4.10", "4,1"),
         ("None?", "None", "NA"),
         ("Two lines?", "a\nb", "007"),
     ]
     long = "x" * 5_000_000
-    assert (
-        pairs_of("p.csv", f"prompt,chosen,rejected\nLong?,{long},short\n")[0].chosen
-        == long
-    )
+    assert pairs_of("p.csv", f"prompt,chosen,rejected\nLong?,{long},short\n")[0].chosen == long

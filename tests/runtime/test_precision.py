@@ -25,9 +25,7 @@ def test_a_bfloat16_copy_works_and_float32_weights_learn(monkeypatch):
         list(loops.fit_finetune(built, token_rows, part, part, settings, dtype))
         assert {p.dtype for p in built.parameters()} == {torch.float32}
         after = dict(built.encoder.named_parameters())
-        moved[dtype] = torch.cat(
-            [(after[n] - before[n]).flatten().detach() for n in before]
-        )
+        moved[dtype] = torch.cat([(after[n] - before[n]).flatten().detach() for n in before])
     exact, rough = moved.values()
     # In bfloat16 weights steps as small as these would be lost.
     assert not torch.equal(exact, rough)

@@ -67,9 +67,7 @@ def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two, (port, tiny_encoder, str(tmp_path)), nprocs=2)
-    together = {
-        n: [torch.load(tmp_path / f"{n}-{r}.pt") for r in (0, 1)] for n in SETTINGS
-    }
+    together = {n: [torch.load(tmp_path / f"{n}-{r}.pt") for r in (0, 1)] for n in SETTINGS}
     alone = {name: train(tiny_encoder, settings) for name, settings in SETTINGS.items()}
 
     # The gradient of the first step, from unequal shares of 4 and 5 pairs.
