@@ -67,7 +67,7 @@ class Sample(NamedTuple):
     """The texts that a model is checked with."""
 
     pairs: list[data.PreferencePair]  # B
-    token_rows: list  # 2B, those of the pairs' responses
+    token_rows: list  # 2B, in the order of `data.number_texts`: all chosen, then all rejected
 
 
 class Finding(NamedTuple):
@@ -183,7 +183,7 @@ def shuffled_labels(scorer: Scorer, pairs: list, token_rows: list) -> Finding:
     sample = choose(scorer.model, TRAINED + HELD_OUT)
     train_pairs = sample.pairs[:TRAINED]
     other_pairs = sample.pairs[TRAINED:]
-    texts = data.number_texts(train_pairs, other_pairs)
+    texts = data.number_texts(sample.pairs)
     train = data.make_part(train_pairs, texts)
     held_out = data.make_part(other_pairs, texts)
     inputs = as_inputs(scorer.model, sample.token_rows)
@@ -260,7 +260,8 @@ def choose(model: RewardModel, count: int) -> Sample:
     Raises ValueError if the model keeps so few tokens that there are not enough such pairs.
     """
     pairs = []
-    token_rows = []
+    chosen_rows = []
+    rejected_rows = []
     seen = set()
     candidates, report = data.build_pairs(generate(300))
     for pair in candidates:
@@ -270,9 +271,10 @@ def choose(model: RewardModel, count: int) -> Sample:
         if len(new) == 3:
             seen |= new
             pairs.append(pair._replace(chosen_rating=1.0, rejected_rating=-1.0))
-            token_rows += [chosen, rejected]
+            chosen_rows.append(chosen)
+            rejected_rows.append(rejected)
         if len(pairs) == count:
-            return Sample(pairs, token_rows)
+            return Sample(pairs, chosen_rows + rejected_rows)
     limit = model.info["max_length"]
     raise ValueError(f"cut to {limit} tokens, the texts to check with are too much alike")
 
