@@ -5,6 +5,7 @@ Run `train.py` first. Then read it, and follow the data through the files of the
     settings.py    every setting of a run, with its default and the reason for it
     train.py       one run from start to end (it is beside this folder)
     data.py        rows -> preference pairs -> train, validation and test, split by prompt
+    layouts.py     the many forms in which public data write a row (skip it at first)
     tokens.py      pairs -> token ids; truncation that keeps the response; batches
     encoders.py    a model's name -> an encoder with its tokenizer
     pooling.py     hidden states (N, T, D) -> one vector for each text (N, D)

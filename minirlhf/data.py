@@ -5,16 +5,13 @@
     number_texts   pairs -> the distinct texts, each with a number
     make_part      pairs -> tensors of these numbers, ready for training
 
-Three layouts of rows are recognised by their columns: message
-lists with the prompt inside both sides (Argilla-Math, UltraFeedback), a prompt column with two
-responses (RewardBench), and transcripts that share their beginning (HH-RLHF).
-
 The split is made by a hash of the prompt. It is therefore the same on every machine and for every
 approach, it does not change when rows are added, and no prompt is in two parts. Splitting by row
 is the classic leak: where a prompt has several pairs, the model has read most of the test
 questions, and their good answers, in training.
 
-Copy this file alone; it needs torch. Read next: `tokens.py`.
+The many layouts of public data are read by `layouts.py`. Copy the two together; they need torch.
+Read next: `tokens.py` (or `layouts.py`, for the forms of a conversation).
 
 >>> rows = [{"prompt": f"{i} + {i}?", "chosen": f"{2 * i}", "rejected": "1"} for i in range(50)]
 >>> pairs, report = build_pairs(rows)
@@ -33,22 +30,14 @@ from typing import NamedTuple
 
 import torch
 
-# The usual names of each column. The first one that is present counts.
-COLUMNS = {
-    "prompt": ["prompt", "instruction", "question"],
-    "chosen": ["chosen", "chosen_response"],
-    "rejected": ["rejected", "rejected_response"],
-    "chosen_rating": ["chosen_rating", "chosen_score", "score_chosen", "rating_chosen"],
-    "rejected_rating": [
-        "rejected_rating",
-        "rejected_score",
-        "score_rejected",
-        "rating_rejected",
-    ],
-    "subset": ["subset"],
-}
-GOOD_ROW = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "chosen_rating": 10, ...}'
-
+from minirlhf.layouts import (
+    GOOD_ROW,
+    UnusableRow,
+    find_columns,
+    read_prompt,
+    unread_columns,
+    write_texts,
+)
 
 # ---- pairs
 
@@ -68,72 +57,115 @@ class PreferencePair(NamedTuple):
     subset: str = "all"
 
 
-class UnusableRow(ValueError):
-    """A row that holds no preference pair. The message is the reason that the report counts."""
+class Dropped:
+    """What was dropped: how often for each reason, and the first row of each."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, row_number: int, found: object) -> None:
+        """Count a drop; row_number: 1 for the first row; found: what it held."""
+        self.counts[reason] += 1
+        self.first.setdefault(reason, f"row {row_number}: {shortened(found)}")
+
+    def __str__(self) -> str:
+        """All reasons in one line."""
+        parts = []
+        for reason, count in self.counts.items():
+            parts.append(f"{reason}: {count} (first {self.first[reason]})")
+        return ", ".join(parts)
+
+
+def shortened(value: object, width: int = 70) -> str:
+    """A value as Python writes it, in one line of at most `width` characters."""
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def build_pairs(
     rows: Iterable[dict], limit: int | None = None, **columns: str | None
 ) -> tuple[list[PreferencePair], dict]:
-    """Turn rows into pairs, and report what was dropped: (pairs, report).
+    """Turn rows into pairs, and report what was dropped or not read: (pairs, report).
 
     limit: keep this many pairs at most, the first ones. Rows and drops are counted over all data.
     columns: names for `prompt`, `chosen`, `rejected`, `chosen_rating`, `rejected_rating` or
         `subset`, for data whose own names are unusual.
 
+    A row compares one chosen response with one rejected response. If a side is a list of
+    responses, each of them is compared with each of the other side.
+
     Pairs of equal ratings are kept, because a regression learns from them; `usable` drops them
     where a preference is needed. Raises ValueError if the columns are unknown or no pair is left.
     """
     total = 0
+    compared = 0
     names: dict[str, str | None] = {}
-    dropped: Counter[str] = Counter()
-    found: dict[tuple[str, str, str], PreferencePair] = {}
+    not_read: dict[str, str] = {}
+    dropped = Dropped()
+    found: list[tuple[int, PreferencePair]] = []  # each with the number of its row
     for row in rows:
         total += 1
         if not names:
             names = find_columns(list(row), **columns)
-        try:
-            pair = read_pair(row, names)
-        except UnusableRow as reason:
-            dropped[str(reason)] += 1
-            continue
-        key = (normalize(pair.prompt), pair.chosen, pair.rejected)
-        if key in found:
-            dropped["duplicate"] += 1
-        else:
-            found[key] = pair
+            not_read = unread_columns(list(row), names)
+        for comparison in comparisons(row, names):
+            compared += 1
+            try:
+                found.append((total, read_pair(row, comparison, names)))
+            except UnusableRow as reason:
+                dropped.add(str(reason), total, reason.found)
 
-    pairs = []
-    for (prompt, chosen, rejected), pair in found.items():
-        if (prompt, rejected, chosen) in found:
-            dropped["contradiction: preferred both ways"] += 1
-        else:
-            pairs.append(pair)
+    pairs = without_repeats(found, dropped)
     if not pairs:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise ValueError(f"no pair is left of {total} rows; {reasons}. A good row: {GOOD_ROW}")
+        raise ValueError(f"no pair is left of {total} rows; {dropped}. A good row: {GOOD_ROW}")
 
     pairs = pairs[:limit]
-    return pairs, describe(pairs, total, dropped, names)
+    report = {"rows": total, "comparisons": compared}
+    report |= describe(pairs, dropped, names)
+    report["not_read"] = not_read
+    return pairs, report
+
+
+def without_repeats(
+    found: Sequence[tuple[int, PreferencePair]], dropped: Dropped
+) -> list[PreferencePair]:
+    """The pairs without duplicates, and without those that are preferred both ways.
+
+    found: pairs, each with the number of its row. dropped: what was left out is counted there.
+    The exact texts are compared. 5² and 52 look alike to the split, but are different questions.
+    """
+    first: dict[tuple[str, str, str], tuple[int, PreferencePair]] = {}
+    for row_number, pair in found:
+        texts = (pair.prompt, pair.chosen, pair.rejected)
+        if texts in first:
+            dropped.add("duplicate", row_number, pair.prompt)
+        else:
+            first[texts] = (row_number, pair)
+
+    pairs = []
+    for row_number, pair in first.values():
+        if (pair.prompt, pair.rejected, pair.chosen) in first:
+            dropped.add("contradiction: preferred both ways", row_number, pair.prompt)
+        else:
+            pairs.append(pair)
+    return pairs
 
 
 def describe(
-    pairs: Sequence[PreferencePair],
-    total: int,
-    dropped: Counter[str],
-    names: dict[str, str | None],
+    pairs: Sequence[PreferencePair], dropped: Dropped, names: dict[str, str | None]
 ) -> dict:
-    """The report that `build_pairs` gives: how many rows there were, and what became of them."""
+    """The greater part of the report that `build_pairs` gives: what the rows became."""
     rated = [pair for pair in pairs if pair.chosen_rating is not None]
     against = [pair for pair in rated if pair.chosen_rating < pair.rejected_rating]
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(repr(pair).encode())
     return {
-        "rows": total,
         "pairs": len(pairs),
-        "prompts": len({normalize(pair.prompt) for pair in pairs}),
-        "dropped": dict(dropped),
+        "prompts": len({normalize(pair.prompt) for pair in pairs}),  # as the split sees them
+        "dropped": dict(dropped.counts),
+        "first_dropped": dropped.first,
         "rated": len(rated),
         "rating_ties": sum(is_tie(pair) for pair in rated),
         "rating_against_preference": len(against),
@@ -349,130 +381,76 @@ def make_part(pairs: Sequence[PreferencePair], texts: Texts, balance: bool = Fal
 
 # ---- reading one row
 
-Turn = tuple[str, str]  # (role, text)
+
+class Comparison(NamedTuple):
+    """Two sides as they stand in a row, with the ratings."""
+
+    chosen: object
+    rejected: object
+    chosen_rating: object
+    rejected_rating: object
 
 
-def find_columns(found: Sequence[str], **columns: str | None) -> dict[str, str | None]:
-    """Which column plays which role; None for one that is absent.
-
-    found: the names of the data's columns; columns: what the caller calls a role, if unusual.
-    Raises ValueError if a column that was named is absent, or if there are no pairs in the data.
-    """
-    listed = repr(", ".join(found))[1:-1][:300]  # a tab in a name is written as \t
-    names: dict[str, str | None] = {}
-    for role, usual in COLUMNS.items():
-        given = columns.get(role)
-        if given and given not in found:
-            raise ValueError(f"no column {given!r}; the data has: {listed}")
-        present = [name for name in usual if name in found]
-        names[role] = given or (present[0] if present else None)
-
-    if not (names["chosen"] and names["rejected"]):
-        expected = "; ".join(f"{role}: {' or '.join(usual)}" for role, usual in COLUMNS.items())
-        raise ValueError(
-            f"these are no preference pairs. Columns found: {listed}. Expected: {expected} "
-            f"(all but chosen and rejected may be absent). A good row: {GOOD_ROW}"
-        )
-    if bool(names["chosen_rating"]) != bool(names["rejected_rating"]):
-        raise ValueError("ratings for one side only; name both rating columns or neither")
-    return names
-
-
-def read_pair(row: dict, names: dict[str, str | None]) -> PreferencePair:
-    """The pair in a row. Raises UnusableRow, with the reason, if the row holds no pair.
+def comparisons(row: dict, names: dict[str, str | None]) -> list[Comparison]:
+    """The comparisons in a row: one, or more where a side is a list of responses.
 
     names: what `find_columns` returned.
     """
-    chosen = turns_of(row.get(names["chosen"]))
-    rejected = turns_of(row.get(names["rejected"]))
-    if not chosen or not rejected:
-        raise UnusableRow("empty or not text")
-    if names["prompt"]:
-        prompt = turns_of(row.get(names["prompt"]), role="user")
-        if not prompt:
-            raise UnusableRow("empty or not text")
-        if len(prompt) > 1 and not prompt[-1][1].strip():
-            prompt.pop()  # a prompt that ends with an empty "Assistant:"
-        chosen = with_prompt(prompt, chosen)
-        rejected = with_prompt(prompt, rejected)
+    chosen_responses = responses_of(row.get(names["chosen"]))
+    rejected_responses = responses_of(row.get(names["rejected"]))
+    chosen_ratings = ratings_of(row.get(names["chosen_rating"]), chosen_responses)
+    rejected_ratings = ratings_of(row.get(names["rejected_rating"]), rejected_responses)
+    found = []
+    for chosen, chosen_rating in zip(chosen_responses, chosen_ratings, strict=True):
+        for rejected, rejected_rating in zip(rejected_responses, rejected_ratings, strict=True):
+            found.append(Comparison(chosen, rejected, chosen_rating, rejected_rating))
+    return found
 
-    shared = shared_turns(chosen, rejected)
-    if not shared:
-        raise UnusableRow("the two sides share no prompt")
-    prompt_text = as_text(chosen[:shared])
-    chosen_text = as_text(chosen[shared:])
-    rejected_text = as_text(rejected[shared:])
-    for text in (prompt_text, chosen_text, rejected_text):
+
+def is_list_of_responses(value) -> bool:
+    """True for a list of texts or of conversations; a list of messages is one conversation."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    return any(not isinstance(item, dict) for item in value)
+
+
+def responses_of(value) -> Sequence:
+    """The responses of a side, each in whatever form it has."""
+    return value if is_list_of_responses(value) else [value]
+
+
+def ratings_of(value, responses: Sequence) -> Sequence:
+    """A rating for each response: those of a list that is as long, or one for all."""
+    if len(responses) > 1 and isinstance(value, list) and len(value) == len(responses):
+        return value
+    return [value] * len(responses)
+
+
+def read_pair(
+    row: dict, comparison: Comparison, names: dict[str, str | None]
+) -> PreferencePair:
+    """The pair of one comparison in a row. Raises UnusableRow, with the reason, if it is none.
+
+    names: what `find_columns` returned.
+    """
+    before = read_prompt(row, names)
+    responses = [comparison.chosen, comparison.rejected]
+    called = [names["chosen"], names["rejected"]]
+    prompt, (chosen, rejected) = write_texts(before, responses, called, may_be_empty=False)
+    for text in (prompt, chosen, rejected):
         half_a_surrogate_pair = re.search(r"[\ud800-\udfff]", text)
-        if not text.strip() or half_a_surrogate_pair:
-            raise UnusableRow("empty or not text")
-    if chosen_text == rejected_text:
-        raise UnusableRow("chosen equals rejected")
+        if half_a_surrogate_pair:
+            raise UnusableRow("half of a surrogate pair, which is no text", text)
+    if chosen == rejected:
+        raise UnusableRow("chosen equals rejected", chosen)
 
-    chosen_rating = read_rating(row.get(names["chosen_rating"]))
-    rejected_rating = read_rating(row.get(names["rejected_rating"]))
+    chosen_rating = read_rating(comparison.chosen_rating)
+    rejected_rating = read_rating(comparison.rejected_rating)
     if chosen_rating is None or rejected_rating is None:
         chosen_rating, rejected_rating = None, None
-    subset = row.get(names["subset"])
-    subset = "all" if subset is None else " ".join(str(subset).split())
     return PreferencePair(
-        prompt_text, chosen_text, rejected_text, chosen_rating, rejected_rating, subset
+        prompt, chosen, rejected, chosen_rating, rejected_rating, subset_of(row, names)
     )
-
-
-def turns_of(value, role: str = "assistant") -> list[Turn]:
-    """The turns of a conversation; an empty list if the value is not text.
-
-    value: a string, a transcript of Human and Assistant, or a list of messages.
-    role: whose turn a bare string is.
-    """
-    if isinstance(value, str):
-        parts = re.split(r"\n\n(Human|Assistant): ?", "\n\n" + value.strip())
-        if len(parts) == 1 or parts[0].strip():
-            return [(role, value)]
-        roles = {"Human": "user", "Assistant": "assistant"}
-        speakers = parts[1::2]
-        texts = parts[2::2]
-        return [(roles[s], text.strip()) for s, text in zip(speakers, texts, strict=True)]
-
-    if not isinstance(value, (list, tuple)):
-        return []
-    turns = []
-    for place, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            return []
-        is_last = place == len(value) - 1
-        usual_role = role if is_last else "user"  # where the data names none
-        turns.append((str(message.get("role") or usual_role), message["content"]))
-    return turns
-
-
-def with_prompt(prompt: list[Turn], side: list[Turn]) -> list[Turn]:
-    """A side with the prompt before it, unless the side has the prompt inside already."""
-    if side[0][0] == "user" or prompt[-1] in side:
-        return side
-    return prompt + side
-
-
-def shared_turns(chosen: list[Turn], rejected: list[Turn]) -> int:
-    """How many turns at the beginning are the prompt: those that the sides share.
-
-    Each side keeps a turn of its own, and the prompt ends with a turn of the user.
-    """
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    while shared and chosen[shared - 1][0] == "assistant":
-        shared -= 1
-    return shared
-
-
-def as_text(turns: Sequence[Turn]) -> str:
-    """One turn is its text; several are written out with their speakers, so that none is lost."""
-    if len(turns) == 1:
-        return turns[0][1]
-    speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return "\n\n".join(f"{speakers.get(role, role)}: {text}" for role, text in turns)
 
 
 def read_rating(value) -> float | None:
@@ -484,3 +462,9 @@ def read_rating(value) -> float | None:
     if not abs(rating) < 1e9:  # NaN, or so large that its square is no float32
         return None
     return rating
+
+
+def subset_of(row: dict, names: dict[str, str | None]) -> str:
+    """The name of the kind of pair, in one line; "all" where the data have none."""
+    subset = row.get(names["subset"])
+    return "all" if subset is None else " ".join(str(subset).split())

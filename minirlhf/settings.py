@@ -94,8 +94,13 @@ class Settings:
     # ---- data
     dataset: str = setting(
         "arithmetic",
-        "arithmetic (the bundled data), argilla-math, a .jsonl, .json, .csv or .parquet file, a "
-        "folder of one such kind, or a hub id",
+        "arithmetic (the bundled data), argilla-math, a .jsonl, .json, .csv, .tsv or .parquet "
+        "file, also as .gz, .xz or .zst, a folder of one such kind, or a hub id",
+    )
+    config: str | None = setting(
+        None,
+        "the configuration to read, of a folder or a hub id that has several",
+        metavar="NAME",
     )
     split: str = setting("train", "the split to read of a folder or a hub id")
     prompt_column: str | None = column("prompt")

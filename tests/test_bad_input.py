@@ -102,35 +102,66 @@ FILES = {
     "one column for both sides": (
         *("p.jsonl", GOOD, "chosen equals rejected: 60", "--chosen-column", "rejected"),
     ),
-    "numbers for texts": ("p.jsonl", jsonl(rows(chosen=7)), "60 rows; empty or not text: 60"),
-    "an object for a text": ("p.jsonl", jsonl(rows(chosen={"a": "b"})), "empty or not text: 60"),
-    "strings for messages": ("p.jsonl", jsonl(rows(chosen=["yes"])), "empty or not text: 60"),
-    "messages of other names": (
-        *("p.jsonl", jsonl(chats(role="from", content="value")), "empty or not text: 60"),
+    "numbers for texts": ("p.jsonl", jsonl(rows(chosen=7)), "60 rows; `chosen` is a number: 60"),
+    "an object for a text": (
+        *("p.jsonl", jsonl(rows(chosen={"a": "b"}))),
+        "`content` of a message is missing: 60 (first row 1: {'a': 'b'})",
     ),
-    "empty message lists": ("p.jsonl", jsonl(rows(chosen=[])), "empty or not text: 60"),
-    "nulls": ("p.jsonl", jsonl(rows(rejected=None)), "empty or not text: 60. A good row: {"),
-    "empty strings": ("p.jsonl", jsonl(rows(prompt="")), "empty or not text: 60"),
-    "white space": ("p.jsonl", jsonl(rows(chosen=" \n\t ")), "empty or not text: 60"),
-    "halves of surrogate pairs": ("p.jsonl", jsonl(rows(chosen="\ud83d!")), "not text: 60"),
+    "a list of texts for a prompt": (
+        *("p.jsonl", jsonl(rows(prompt=["yes"])), "`prompt` is a list of texts: 60 (first row 1"),
+    ),
+    "messages of other names": (
+        *("p.jsonl", jsonl(chats(role="by", content="what")), "`content` of a message is missing"),
+    ),
+    "messages without content": (
+        *("p.jsonl", jsonl(rows(chosen=[{"role": "assistant", "content": None}]))),
+        "`content` of a message is null: 60",
+    ),
+    "pictures": (
+        *("p.jsonl", jsonl(rows(chosen=[{"role": "assistant", "content": [{"type": "image"}]}]))),
+        "a part of a message is image, not text: 60",
+    ),
+    "a cell of messages that is cut": (
+        *("p.csv", as_csv(rows(chosen='[{"role": "user", "content": "Hi'))),
+        "`chosen` looks like a list of messages and cannot be read: 60",
+    ),
+    "empty message lists": ("p.jsonl", jsonl(rows(chosen=[])), "`chosen` is an empty list: 60"),
+    "nulls": (
+        *("p.jsonl", jsonl(rows(rejected=None))),
+        "`rejected` is null: 60 (first row 1: None). A good row: {",
+    ),
+    "empty strings": ("p.jsonl", jsonl(rows(prompt="")), "the prompt is empty: 60"),
+    "white space": (
+        *("p.jsonl", jsonl(rows(chosen=" \n\t ")), "the response in `chosen` is empty: 60"),
+    ),
+    "halves of surrogate pairs": (
+        *("p.jsonl", jsonl(rows(chosen="\ud83d!")), "half of a surrogate pair"),
+    ),
     "no prompt anywhere": ("p.csv", "chosen,rejected\na,b\n", "two sides share no prompt: 1"),
     "only the assistant speaks": (
         *("p.jsonl", '{"chosen": "\\n\\nAssistant: a", "rejected": "\\n\\nAssistant: b"}'),
         "the two sides share no prompt: 1",
     ),
     "a file cut in mid-line": ("p.jsonl", GOOD[:-20], "Unterminated string starting at: line 60"),
+    "a comma after each row": ("p.jsonl", GOOD.replace("}\n", "},\n"), "remove the commas"),
     "a list cut in the middle": ("p.json", json.dumps(rows())[:-20], "Unterminated string"),
     "a line that is not JSON": ("p.jsonl", GOOD + "oops\n" + GOOD, "value: line 61 column 1"),
     "a comma too many": ("p.json", json.dumps(rows())[:-1] + ",]", "Expecting value: line 1"),
     "names without quotes": ("p.json", "{prompt: 'x'}", "name enclosed in double quotes"),
     "a web page": ("p.jsonl", "<!DOCTYPE html>\n<html>404</html>", "Expecting value: line 1"),
     "brackets without end": ("p.json", "[" * 100_000, "maximum recursion depth"),
-    "UTF-16": ("p.jsonl", GOOD.encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
-    "UTF-16 in CSV": ("p.csv", as_csv(rows()).encode("utf-16"), "or .csv file in UTF-8, a .parq"),
+    "UTF-16": ("p.jsonl", GOOD.encode("utf-16"), "it is UTF-16, not UTF-8; save it as UTF-8"),
+    "UTF-16 in CSV": ("p.csv", as_csv(rows()).encode("utf-16"), "it is UTF-16, not UTF-8; save"),
     "Latin-1": ("p.jsonl", GOOD.replace("no", "n\xf3").encode("latin-1"), "can't decode byte 0xf3"),
     "Latin-1 in CSV": ("p.csv", as_csv(rows(chosen="\xe9")).encode("latin-1"), "decode byte 0xe9"),
     "random bytes": ("p.jsonl", bytes(range(128, 256)), "can't decode byte 0x80"),
-    "a zipped file by another name": ("p.jsonl", gzip.compress(b"{}"), "can't decode byte 0x8b"),
+    "a file compressed twice": ("p.gz.jsonl", gzip.compress(gzip.compress(b"{}")), "d twice; unpa"),
+    "a compressed file cut short": (
+        *("p.jsonl.gz", gzip.compress(GOOD.encode())[:-20], "end-of-stream marker was reached; it"),
+    ),
+    "a pointer to a file": (
+        *("p.parquet", "version https://git-lfs.github.com/spec/v1\n", "with: git lfs pull"),
+    ),
     "an empty .jsonl": ("p.jsonl", "", NO_ROW),
     "an empty .json": ("p.json", "", NO_ROW),
     "an empty .csv": ("p.csv", "", NO_ROW),
@@ -145,22 +176,26 @@ FILES = {
     "a string": ("p.json", '"pairs"', NO_ROW),
     "a list of strings": ("p.json", '["a", "b"]', NO_ROW),
     "arrays, a line each": ("p.jsonl", '["a", "b", "c"]\n' * 5, NO_ROW),
-    "rows by columns": ("p.json", '{"chosen": ["a"], "rejected": ["b"]}', "not text: 1"),
+    "rows by columns": ("p.json", '{"chosen": ["a"], "rejected": ["b"]}', 'orient="records"'),
+    "pandas' columns": ("p.json", '{"chosen": {"0": "a"}, "rejected": {"0": "b"}}', "by columns"),
     "CSV rows longer than the header": (  # the library would move all columns by one
         *("p.csv", as_csv(rows()).replace("?", "?,x"), "a row longer than the header"),
     ),
     "one such CSV row": ("p.csv", as_csv(rows()) + "a,b,c,d\n", "a row longer than the header"),
     "an open quote": ("p.csv", as_csv(rows()) + '"a,b,c\n', "unexpected end of data"),
-    "semicolons": ("p.csv", as_csv(rows(), ";"), "found: prompt;chosen;rejected."),
-    "tabs": ("p.csv", as_csv(rows(), "\t"), r"found: prompt\tchosen\trejected."),
+    "bars": ("p.csv", as_csv(rows(), "|"), "found: prompt|chosen|rejected."),
     "no header": ("p.csv", as_csv(rows()).split("\n", 1)[1], "Columns found: Is 0 even?, 0 it is."),
     "no parquet": ("p.parquet", GOOD, "Parquet magic bytes not found"),
     "cut parquet": ("p.parquet", b"PAR1ab", "'p.parquet': Parquet file size is 6 bytes"),
-    "another file type": ("p.xlsx", b"PK\3\4", "cannot read 'p.xlsx': unknown file type. Give a"),
-    "a zipped file": ("p.jsonl.gz", gzip.compress(GOOD.encode()), "unknown file type"),
+    "another file type": (
+        *("p.xlsx", b"PK\3\4", "'p.xlsx': unknown file type '.xlsx'; save the sheet as"),
+    ),
+    "another type by this name": ("p.csv", b"PK\3\4", "it is a zip archive or an Excel file"),
+    "a zipped file": ("p.jsonl.zip", b"PK\3\4", "unknown file type '.zip'; unpack it"),
     "no file type": ("pairs", GOOD, "unknown file type"),
     "a split of a file": ("p.jsonl", GOOD, "a file has no split 'test'", "--split", "test"),
     "a slice of a file": ("p.jsonl", GOOD, "no split 'train[:9]'", "--split", "train[:9]"),
+    "a configuration of a file": ("p.jsonl", GOOD, "no configuration 'x'", "--config", "x"),
     "one row": ("p.jsonl", jsonl(rows(1)), "1 prompts are too few to split by prompt: 0 train"),
     "too small a limit": ("p.jsonl", GOOD, "2 prompts are too few to split", "--limit", "2"),
     "the same prompt everywhere": ("p.jsonl", jsonl(rows(prompt="Why?")), "1 prompts are too few"),
@@ -168,14 +203,21 @@ FILES = {
         *("p.jsonl", jsonl(rows(prompt=lambda i: "wWhHyY"[i % 2 :: 2])), "0 validation and"),
     ),
     "chosen equals rejected": (
-        *("p.jsonl", jsonl(rows(chosen="x", rejected="x")), "chosen equals rejected: 60."),
+        *("p.jsonl", jsonl(rows(chosen="x", rejected="x")), "chosen equals rejected: 60 (first"),
     ),
     "each preferred both ways": (
         *("p.jsonl", jsonl(rows(chosen="x", rejected="y") + rows(chosen="y", rejected="x"))),
         "contradiction: preferred both ways: 120",
     ),
     "ties only": ("p.jsonl", jsonl(rows(chosen_rating=5, rejected_rating=5)), "60 of them equal"),
-    "a rating for one side only": ("p.jsonl", jsonl(rows(chosen_rating=5)), "for one side only"),
+    "a rating for one side only": (
+        *("p.jsonl", jsonl(rows(chosen_rating=5)), "for one side only"),
+        *("--chosen-rating-column", "chosen_rating"),
+    ),
+    "two responses and a label": (
+        *("p.jsonl", jsonl([{"prompt": "Why?", "answer_0": "a", "answer_1": "b", "label": 0}])),
+        "Of answer_0 and answer_1, make the one that the label prefers `chosen`",
+    ),
 }  # fmt: skip
 for kind, (one, other) in {
     "no": (None, None),
@@ -206,16 +248,16 @@ def test_bad_places_for_data(capsys):
     Path("loop.jsonl").symlink_to("loop.jsonl")
     os.mkfifo("pipe.jsonl")  # reading it would wait for ever
     for place, words in {
-        "d.jsonl": "doesn't contain any data files",
-        "notes": "Columns found: text.",
+        "d.jsonl": "no data file in this folder; give a .jsonl",
+        "notes": "no data file in this folder; give a .jsonl",
         "gone.jsonl": "cannot read 'gone.jsonl': no such file",
         "loop.jsonl": "no such file",
-        "pipe.jsonl": "unknown file type",
-        "/dev/null": "Couldn't find any data file at /dev/null. Give",
-        "/no/such/folder": "Couldn't find any data file",
+        "pipe.jsonl": "it is no plain file but a pipe or a device",
+        "/dev/null": "it is no plain file but a pipe or a device",
+        "/no/such/folder": "no such file or folder",
         "a\nb.jsonl": r"cannot read 'a\nb.jsonl': no such file",
         "a" * 300 + ".jsonl": "File name too long",
-        "https://example.com/pairs.jsonl": "no such file",
+        "https://example.com/pairs.jsonl": "it is an address; download the file first",
         "no-one/nothing": "Couldn't reach 'no-one/nothing' on the Hub",
         "": "cannot read ''",
     }.items():
@@ -507,28 +549,52 @@ WORKS = {
         *("p.json", "\n".join(json.dumps(row, indent=1) for row in rows()), {"pairs": 60}),
     ),
     "Windows line ends": ("p.jsonl", GOOD.replace("\n", "\r\n"), {"pairs": 60}),
+    "a compressed file": ("p.jsonl.gz", gzip.compress(GOOD.encode()), {"pairs": 60}),
+    "such a file by another name": ("p.jsonl", gzip.compress(GOOD.encode()), {"pairs": 60}),
+    "semicolons in CSV": ("p.csv", as_csv(rows(), ";"), {"pairs": 60}),
+    "tabs in CSV": ("p.tsv", as_csv(rows(), "\t"), {"pairs": 60}),
     "numbers as CSV answers": (
         *("p.csv", as_csv(rows(chosen=lambda i: f"{i}.10", rejected=0)), {"pairs": 60}),
     ),
     "short CSV rows": (
         *("p.csv", as_csv(rows()) + "Why?,yes\n"),
-        {"pairs": 60, "dropped": {"empty or not text": 1}},
+        {"pairs": 60, "dropped": {"`rejected` is null": 1}},
     ),
     "nulls, empty, numbers here and there": (
         *("p.jsonl", jsonl(rows(chosen=lambda i: [None, "", 7, "so", "yes", "no"][i % 6]))),
-        {"rows": 60, "pairs": 30, "dropped": {"empty or not text": 30}},
+        {
+            "rows": 60,
+            "pairs": 30,
+            "dropped": {
+                "`chosen` is null": 10,
+                "the response in `chosen` is empty": 10,
+                "`chosen` is a number": 10,
+            },
+        },
     ),
     "null rows among others": (
         *("p.jsonl", NULL_INSIDE),
-        {"rows": 12060, "pairs": 60, "dropped": {"empty or not text": 6000, "duplicate": 6000}},
+        {"rows": 12060, "pairs": 60, "dropped": {"`prompt` is null": 6000, "duplicate": 6000}},
     ),
     "a null row first": (
         *("p.json", json.dumps([None, *rows()])),
-        {"rows": 61, "pairs": 60, "dropped": {"empty or not text": 1}},
+        {"rows": 61, "pairs": 60, "dropped": {"`prompt` is null": 1}},
     ),
     "columns that come late": (
         *("p.jsonl", '{"prompt": "Why?"}\n' + RATED),
-        {"pairs": 60, "rated": 60, "dropped": {"empty or not text": 1}},
+        {"pairs": 60, "rated": 60, "dropped": {"`chosen` is null": 1}},
+    ),
+    "a list of one response": (
+        *("p.jsonl", jsonl(rows(chosen=["yes"])), {"pairs": 60, "dropped": {}}),
+    ),
+    "several rejected responses": (
+        *("p.jsonl", jsonl(rows(rejected=["no", "never"])), {"comparisons": 120, "pairs": 120}),
+    ),
+    "messages of from and value": (
+        *("p.jsonl", jsonl(chats(role="from", content="value")), {"pairs": 60, "dropped": {}}),
+    ),
+    "a rating of one side": (
+        *("p.jsonl", jsonl(rows(chosen_rating=5, margin=1)), {"pairs": 60, "rated": 0}),
     ),
     "ratings as strings": (
         *("p.jsonl", jsonl(rows(chosen_rating="9.5", rejected_rating="2"))),
@@ -580,7 +646,7 @@ def test_odd_data_that_works(kind, tiny_encoder, monkeypatch):
     counts = learned_from(WORKS[kind], tiny_encoder, monkeypatch)
     expected = WORKS[kind][2]
     assert {key: counts[key] for key in expected} == expected
-    assert counts["rows"] == counts["pairs"] + sum(counts["dropped"].values())
+    assert counts["comparisons"] == counts["pairs"] + sum(counts["dropped"].values())
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """README's commands parse, its Python blocks run, and its links lead somewhere."""
 
+import ast
 import json
 import re
 import shlex
@@ -104,9 +105,9 @@ def test_python_blocks_run(tiny_encoder, pairs_file):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
     for block in blocks:
-        used = (
-            'reward(["What is 2 + 2?"] * 2, ["4", "5"])\n'  # what the block defines runs, too
-        )
+        used = ""
+        if "def reward" in block:  # what the block defines runs, too
+            used = 'reward(["What is 2 + 2?"] * 2, ["4", "5"])\n'
         run = subprocess.run(
             [sys.executable, "-c", block + used],
             env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": ""},
@@ -230,3 +231,25 @@ def test_every_picture_is_drawn_by_the_tools():
     assert {f"{name}.png" for name in shown - {"overoptimize"}} <= set(
         re.findall(r"(\w+\.png)", pictures.__doc__)
     )
+
+
+def test_the_lines_that_make_pairs_of_labels_drop_ties_and_turn_the_sides():
+    """README's function on HelpSteer3's columns: -1 prefers the first response, 2 the second."""
+    (block,) = [
+        code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "labelled" in code
+    ]
+    rows = [
+        {"prompt": "2 + 2?", "response1": "4", "response2": "5", "overall_preference": -1},
+        {"prompt": "3 + 3?", "response1": "5", "response2": "6", "overall_preference": 2},
+        {"prompt": "4 + 4?", "response1": "8", "response2": "8.", "overall_preference": 0},
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", f"{block}\nprint(list(pairs_of_labelled({rows!r})))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ast.literal_eval(run.stdout) == [
+        {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+        {"prompt": "3 + 3?", "chosen": "6", "rejected": "5"},
+    ]

@@ -67,6 +67,12 @@ def test_settings_survive_in_a_run_folder_and_missing_ones_are_named():
         from_config(arguments)
 
 
+def test_the_configuration_of_the_data_is_a_setting_of_every_approach():
+    for approach in APPROACHES:
+        assert read("--approach", approach).config is None
+        assert read("--approach", approach, "--config", "easy").config == "easy"
+
+
 def test_contradictory_flags_are_refused(capsys):
     for flags, words in (
         (["--fold", "2", "--folds", "3"], "python -m minirlhf compare --folds 5"),

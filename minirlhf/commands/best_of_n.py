@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minirlhf import data, metrics
+from minirlhf import data, layouts, metrics
 from minirlhf.report.results import prompts_of
 from minirlhf.report.tables import interval, table
 from minirlhf.score import Scorer
@@ -43,6 +43,7 @@ class Candidates(NamedTuple):
     correct: list[bool]  # K
     models: list[str | None] | None = None  # K, who wrote them; None where the data do not say
     answers: list | None = None  # K, the final answers
+    subset: str = "all"
 
 
 Numbers = Sequence[Sequence[float]]  # for each of N prompts, a number for each candidate
@@ -59,30 +60,43 @@ class Choice(NamedTuple):
 # ---- reading candidates
 
 
-def read_candidates(rows: Iterable[dict]) -> list[Candidates]:
-    """Rows -> Candidates. Raises ValueError with the number of the first row that is not sound."""
+def read_candidates(rows: Iterable[dict], **columns: str | None) -> list[Candidates]:
+    """Rows -> Candidates. Raises ValueError with the number of the first row that is not sound.
+
+    columns: names for `prompt` or `subset`, for data whose own names are unusual.
+    """
     found = []
     for number, row in enumerate(rows, start=1):
         try:
-            found.append(read_row(row))
+            found.append(read_row(row, **columns))
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
     return found
 
 
-def read_row(row: dict) -> Candidates:
-    """Raises ValueError with the reason if the row is not sound.
-
-    Prompt and responses become what `data.build_pairs` makes of them, as in training.
-    """
+def read_row(row: dict, **columns: str | None) -> Candidates:
+    """Raises ValueError with the reason if the row is not sound."""
     lists = {name: row.get(name) for name in ("responses", "correct", "models", "answers")}
     check_lists(lists)
+    names = layouts.name_columns(list(row), **columns)
+    prompt, lists["responses"] = read_texts(row, lists["responses"], names)
+    return Candidates(prompt, **lists, subset=data.subset_of(row, names))
+
+
+def read_texts(
+    row: dict, responses: Sequence, names: dict[str, str | None]
+) -> tuple[str, list[str]]:
+    """The prompt and the responses as in training. Raises ValueError if they are no text.
+
+    A response may be empty, as that of a model that says nothing.
+    """
     try:
-        pairs = [as_pair(row.get("prompt"), response) for response in lists["responses"]]
-    except ValueError:
-        raise ValueError("`prompt` or a response is empty or no text") from None
-    lists["responses"] = [pair.chosen for pair in pairs]
-    return Candidates(pairs[0].prompt, **lists)
+        prompt, texts = layouts.write_texts(layouts.read_prompt(row, names), responses)
+    except layouts.UnusableRow as reason:
+        raise ValueError(f"`prompt` or a response is empty or no text: {reason}") from None
+    if not prompt.strip():
+        raise ValueError("`prompt` or a response is empty or no text: the prompt is empty")
+    return prompt, texts
 
 
 def check_lists(lists: dict[str, list | None]) -> None:
@@ -92,7 +106,7 @@ def check_lists(lists: dict[str, list | None]) -> None:
             raise ValueError(f"`{name}` is no list")
 
     responses = lists["responses"]
-    if not responses or not all(isinstance(response, str) for response in responses):
+    if not responses or not all(isinstance(item, (str, list, dict)) for item in responses):
         raise ValueError("`responses` is no list of texts")
     correct = lists["correct"]
     if not correct or not all(value in (0, 1) for value in correct):
@@ -107,13 +121,50 @@ def check_lists(lists: dict[str, list | None]) -> None:
             raise ValueError(f"{sizes}; both need one for each candidate")
 
 
-def as_pair(prompt, response: str) -> data.PreferencePair:
-    """What `data.build_pairs` makes of a prompt with this response as the chosen one."""
-    # Any other text will do for the rejected side. An empty response, which a candidate may be,
-    # would not be read as text.
-    row = {"prompt": prompt, "chosen": response or " ", "rejected": f"{response}\nno"}
-    pairs, report = data.build_pairs([row])
-    return pairs[0]
+def has_lists(row: dict, **columns: str | None) -> bool:
+    """Whether both `chosen` and `rejected` are lists of responses, as in RewardBench 2."""
+    names = layouts.name_columns(list(row), **columns)
+    return all(data.is_list_of_responses(row.get(names[r])) for r in ("chosen", "rejected"))
+
+
+def read_lists(
+    rows: Iterable[dict], **columns: str | None
+) -> tuple[list[Candidates], dict[str, int]]:
+    """Rows with one response in `chosen` and several in `rejected` -> Candidates.
+
+    This is the layout of RewardBench 2 (https://arxiv.org/abs/2506.01937), whose score is the
+    accuracy of best of 4, by subset. Its subset Ties has a score of its own, since several answers
+    are right there, and is left out, like any other row with several chosen responses. The second
+    result says how many rows of which subset were left out.
+    Raises ValueError with the number of the first row that is not sound, or if none is left.
+    """
+    found = []
+    left_out: Counter[str] = Counter()
+    for number, row in enumerate(rows, start=1):
+        names = layouts.find_columns(list(row), **columns)
+        subset = data.subset_of(row, names)
+        chosen = data.responses_of(row.get(names["chosen"]))
+        rejected = data.responses_of(row.get(names["rejected"]))
+        if subset == "Ties" or len(chosen) != 1:
+            left_out[subset] += 1
+            continue
+        try:
+            prompt, texts = read_texts(row, [*chosen, *rejected], names)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+        correct = [True] + [False] * len(rejected)
+        found.append(Candidates(prompt, texts, correct, subset=subset))
+    if not found:
+        raise ValueError("no row has one chosen response; " + left_out_text(left_out))
+    return found, dict(left_out)
+
+
+def left_out_text(left_out: dict[str, int]) -> str:
+    """The subsets that `read_lists` left out, by name; "" if there is none."""
+    if not left_out:
+        return ""
+    named = ", ".join(f"{count} rows of the subset {name}" for name, count in left_out.items())
+    return f"left out, since more than one response may be right: {named}"
 
 
 # ---- a number for each candidate
@@ -142,14 +193,15 @@ def rewards(scorer: Scorer, rows: Sequence[Candidates]) -> Numbers:
             texts[row.prompt, response] = None
     prompts = [prompt for prompt, response in texts]
     responses = [response for prompt, response in texts]
-    reward = dict(zip(texts, scorer.score_many(prompts, responses), strict=True))
+    reward = dict(zip(texts, scorer.score_texts(prompts, responses), strict=True))
     return [[reward[row.prompt, response] for response in row.responses] for row in rows]
 
 
 def win_rates(scorer: Scorer, row: Candidates) -> list[float]:
     """For each candidate, the mean probability of being preferred to one of the others."""
-    win_rate = {response: rate for rate, response in scorer.rank(row.prompt, row.responses)}
-    return [win_rate[response] for response in row.responses]
+    (rates,) = scorer.judge_texts([(row.prompt, row.responses)])
+    rate_of = dict(zip(row.responses, rates, strict=True))  # equal texts tie exactly
+    return [rate_of[response] for response in row.responses]
 
 
 def votes(row: Candidates) -> list[int]:
@@ -268,6 +320,7 @@ def evaluate_candidates(scorer: Scorer, rows: Sequence[Candidates]) -> dict:
     `choices` are made from all candidates, and compared with the model's prompt by prompt.
     `best_of_n` is the model's and the oracle's choice from n candidates, up to the smallest K. It
     is empty for a classification: how that ranks two responses depends on which others are there.
+    `subsets` holds the model's accuracy in each, and `balanced_accuracy` is their mean.
     """
     prompts = prompts_of(rows)
     sizes = [len(row.correct) for row in rows]
@@ -279,6 +332,7 @@ def evaluate_candidates(scorer: Scorer, rows: Sequence[Candidates]) -> dict:
         "candidates": [min(sizes), max(sizes)],
         "choices": compare_choices(rows, ways_to_choose(rows, model), prompts),
         "best_of_n": [] if compares else curve(rows, model, prompts),
+        **by_subset(rows, model, prompts),
     }
 
 
@@ -293,9 +347,24 @@ def compare_choices(
         line = {"choice": choice.name, "note": choice.note}
         line.update(estimate("accuracy", own, prompts))
         if choice is not choices[0]:
-            line.update(estimate("model_minus", model - own, prompts))
+            line.update(estimate("model_minus", model - own, prompts, ends=(-1, 1)))
         lines.append(line)
     return lines
+
+
+def by_subset(rows: Sequence[Candidates], model: Numbers, prompts: Sequence[str]) -> dict:
+    """The accuracy of the model's choice in each subset, that of a random one, and the mean."""
+    own = chances(rows, model)  # (N,)
+    at_random = chances(rows, [[0] * len(row.correct) for row in rows])  # (N,)
+    names = [row.subset for row in rows]
+    subsets = {}
+    for name in sorted(set(names)):
+        inside = [i for i, subset in enumerate(names) if subset == name]
+        numbers = estimate("accuracy", own[inside], [prompts[i] for i in inside])
+        chance = at_random[inside].mean().item()
+        subsets[name] = {"n": len(inside), **numbers, "random": chance}
+    mean = metrics.bootstrap(own, prompts, names, ends=(0, 1))
+    return {"subsets": subsets, **metrics.named("balanced_accuracy", mean)}
 
 
 def curve(rows: Sequence[Candidates], model: Numbers, prompts: Sequence[str]) -> list[dict]:
@@ -311,9 +380,14 @@ def curve(rows: Sequence[Candidates], model: Numbers, prompts: Sequence[str]) ->
     return lines
 
 
-def estimate(name: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """The mean of values (N,) with its interval, as {name, name_low, name_high}."""
-    return metrics.named(name, metrics.bootstrap(values, prompts))
+def estimate(
+    name: str, values: Tensor, prompts: Sequence[str], ends: tuple[float, float] = (0, 1)
+) -> dict[str, float]:
+    """The mean of values (N,) with its interval, as {name, name_low, name_high}.
+
+    ends: the smallest and the largest value there can be, as for `metrics.bootstrap`.
+    """
+    return metrics.named(name, metrics.bootstrap(values, prompts, ends=ends))
 
 
 def candidates_text(found: dict) -> str:
@@ -332,6 +406,7 @@ def candidates_text(found: dict) -> str:
         lines.append([name, interval(choice), interval(choice, "model_minus")])
     text += table(["choice", "accuracy [95 %]", "the model minus it [95 %]"], lines)
 
+    text += subsets_text(found)
     if not found["best_of_n"]:
         return text + "\nno curve over n: a classification compares and has no rewards\n"
     text += "\nchosen from n of them, over all subsets of n:\n\n"
@@ -339,3 +414,17 @@ def candidates_text(found: dict) -> str:
     for point in found["best_of_n"]:
         lines.append([point["n"], interval(point), interval(point, "oracle")])
     return text + table(["n", "best of n [95 %]", "the oracle's"], lines)
+
+
+def subsets_text(found: dict) -> str:
+    """The model's choice in each subset as a table, the worst first; "" if there is only one."""
+    subsets = found["subsets"]
+    if len(subsets) < 2:
+        return ""
+    lines = []
+    for name in sorted(subsets, key=lambda name: subsets[name]["accuracy"]):
+        numbers = subsets[name]
+        lines.append([name, numbers["n"], interval(numbers), f"{numbers['random']:.3f}"])
+    heads = ["subset", "rows", "the model [95 %]", "a random choice"]
+    mean = interval(found, "balanced_accuracy")
+    return f"\nmean over subsets {mean}\n\n{table(heads, lines)}"

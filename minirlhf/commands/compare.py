@@ -5,7 +5,8 @@
     python -m minirlhf compare --folds 5 --only bt-finetune,regression
 
 It starts `python train.py ...` once for each approach and fold, in a process of its own, and then
-reads the run folders. With five folds each pair is tested once. Beside the four approaches stands
+reads the run folders. With five folds each pair is tested once, and how much the folds differ shows
+how much is due to the chance of training. Beside the four approaches stands
 `response only`: bt-finetune, trained without the prompts. What it gets right needs no question.
 
 Any flag of `train.py` is handed on, to the approaches that understand it. A flag for one approach
@@ -169,7 +170,8 @@ def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None
                 )
 
         table_rows = comparison.compared(runs)
-        text = comparison.table(table_rows) + comparison.warning(table_rows)
+        text = comparison.table(table_rows) + comparison.survivors(table_rows)
+        text += comparison.warning(table_rows)
         checkpoint.write_json(output / "comparison.json", table_rows)
         checkpoint.write_text(output / "comparison.md", text)
         figures.draw_comparison(output / "comparison.png", table_rows)

@@ -1,8 +1,8 @@
 """How good is a run on other data? Pairs, or several graded candidates for each prompt.
 
     python -m minirlhf evaluate runs/bt-finetune --dataset candidates.jsonl
-    python -m minirlhf evaluate runs/bt-finetune --dataset allenai/reward-bench \\
-        --split filtered --output rewardbench.json
+    python -m minirlhf evaluate runs/bt-finetune --dataset allenai/reward-bench-2 \\
+        --split test --output rewardbench2.json
 
 A run's own `metrics.json` says how good it is on data like its training data. This command tells
 how good it is on any other data that `train.py` could read, and on a second kind:
@@ -13,7 +13,11 @@ Pairs        The numbers are those that `metrics.json` has of a test part, with 
              mean over subsets does not.
 Candidates   Rows with `prompt`, `responses` (K texts), `correct` (K booleans) and, if they are
              known, `models` (K authors) and `answers` (K final answers). How often is the response
-             correct that the model likes best? See `best_of_n.py`.
+             correct that the model likes best? See `best_of_n.py`. Rows whose `chosen` and
+             `rejected` are lists, as those of RewardBench 2, are candidates, too.
+
+Columns of unusual names are named by the same flags as for `train.py`. What was dropped or not read
+is said.
 
 Only prompts that the run did not learn from are judged. See `unseen.py`.
 
@@ -26,18 +30,29 @@ scale.
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
-from minirlhf import data, loops, metrics, score
-from minirlhf.commands.best_of_n import candidates_text, evaluate_candidates, read_candidates
+from minirlhf import data, layouts, loops, metrics, score, tokens
+from minirlhf.commands.best_of_n import (
+    candidates_text,
+    evaluate_candidates,
+    has_lists,
+    left_out_text,
+    read_candidates,
+    read_lists,
+)
 from minirlhf.commands.unseen import read_rows, unseen
 from minirlhf.report import results
 from minirlhf.report.tables import interval, table
+from minirlhf.report.verdict import reading_text
 from minirlhf.runtime import checkpoint
 from minirlhf.runtime.command_line import command, one_line, quiet_transformers
+from minirlhf.settings import Settings, add_flag
 
 
 def evaluate_pairs(scorer: score.Scorer, pairs: Sequence[data.PreferencePair]) -> dict:
@@ -49,6 +64,8 @@ def evaluate_pairs(scorer: score.Scorer, pairs: Sequence[data.PreferencePair]) -
     """
     texts = data.number_texts(pairs)
     token_rows = scorer.model.encode(texts.prompts, texts.responses).token_rows
+    count = len(pairs)
+    pairs = tokens.told_apart(pairs, texts.text_id, token_rows)
     judged = loops.evaluate_texts(scorer.model, token_rows, data.make_part(pairs, texts))
     if not judged.margins.isfinite().all():
         raise ValueError("the model gives rewards that are not finite")
@@ -60,11 +77,12 @@ def evaluate_pairs(scorer: score.Scorer, pairs: Sequence[data.PreferencePair]) -
     found = metrics.summarize(
         judged.margins, prompts, subsets, lengths, judged.rewards, temperature
     )
+    found["same_tokens"] = count - len(pairs)  # dropped: their sides became one text
     found["baselines"] = results.baselines(pairs)
 
     right = metrics.credit(judged.margins)  # (N,)
     longer_right = metrics.credit(lengths[:, 0] - lengths[:, 1])  # (N,)
-    lead = metrics.bootstrap(right - longer_right, prompts)
+    lead = metrics.bootstrap(right - longer_right, prompts, ends=(-1, 1))
     found.update(metrics.named("minus_longer", lead))
     for name, numbers in found["subsets"].items():
         inside = [i for i, subset in enumerate(subsets) if subset == name]
@@ -80,7 +98,7 @@ def of_subset(
     right, longer_right (N,): the credits of all pairs; inside: the numbers of the subset's pairs.
     """
     prompts_inside = [prompts[i] for i in inside]
-    accuracy = metrics.bootstrap(right[inside], prompts_inside)
+    accuracy = metrics.bootstrap(right[inside], prompts_inside, ends=(0, 1))
     numbers = metrics.named("accuracy", accuracy)
     numbers["longer"] = longer_right[inside].mean().item()
     return numbers
@@ -93,8 +111,13 @@ def pairs_text(found: dict) -> str:
     text = f"""accuracy {interval(found)}, the 95 % interval from resampling prompts
 on {found["n"]} pairs over {found["n_prompts"]} prompts
 a coin has 0.500; "the longer response" {longer}, and the model minus it {lead}
-so many prompts show a true accuracy of {0.5 + found["detectable"]:.3f} four times in five
+with this many prompts, a true accuracy of {0.5 + found["detectable"]:.3f} would be detected \
+four times in five
 """
+    if found["same_tokens"]:
+        text += (
+            f"{found['same_tokens']} pairs are left out: their sides became the same tokens\n"
+        )
     if found["accuracy_low"] <= 0.5 <= found["accuracy_high"]:
         text += "the interval holds 0.5: nothing here tells this model from a coin\n"
     text += f"mean over subsets {interval(found, 'balanced_accuracy')}\n\n"
@@ -106,6 +129,37 @@ so many prompts show a true accuracy of {0.5 + found["detectable"]:.3f} four tim
     return text + table(["subset", "pairs", "accuracy [95 %]", "the longer"], lines)
 
 
+class Items(NamedTuple):
+    """What there is to judge a run on."""
+
+    kind: str  # "pairs" or "candidates"
+    items: list
+    words: str  # what was dropped, left out or not read
+    reading: dict  # the same for `--output`
+
+
+def read_items(rows: Iterable[dict], dataset: str, columns: dict[str, str | None]) -> Items:
+    """The pairs or candidates in the rows; the first row tells which they are.
+
+    columns: what the data call a column, where it is unusual. Raises ValueError if there is none.
+    """
+    first, rows = peek(rows, dataset)
+    if "responses" in first and "chosen" not in first:
+        return Items("candidates", read_candidates(rows, **columns), "", {})
+    if has_lists(first, **columns):
+        candidates, left_out = read_lists(rows, **columns)
+        words = left_out_text(left_out)
+        return Items("candidates", candidates, words, {"left_out": left_out})
+
+    pairs, report = data.build_pairs(rows, **columns)
+    pairs = data.usable(pairs)
+    if not pairs:
+        raise ValueError("all pairs have equal ratings, so none is preferred")
+    kept = ("rows", "comparisons", "dropped", "first_dropped", "not_read")
+    reading = {name: report[name] for name in kept}
+    return Items("pairs", pairs, reading_text(report), reading)
+
+
 def evaluate(args: argparse.Namespace) -> dict:
     """Judge a run and print what was found. Returns the numbers for `--output`.
 
@@ -113,15 +167,18 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     scorer = score.load(args.run, args.device)
     config = read_config(args.run)
-    rows = read_rows(args.dataset, args.split)
-    first, rows = peek(rows, args.dataset)
-    are_candidates = "responses" in first and "chosen" not in first
-    items = read_candidates(rows) if are_candidates else read_pairs(rows)
+    typed = vars(args)
+    split = typed.get("split", Settings.split)
+    rows = read_rows(args.dataset, split, configuration=typed.get("config"))
+    columns = {role: typed.get(f"{role}_column") for role in layouts.COLUMNS}
+    read = read_items(rows, args.dataset, columns)
+    if read.words:
+        print(read.words)
 
-    judged = unseen(config, items, args.fold, args.all_prompts)
+    judged = unseen(config, read.items, args.fold, args.all_prompts)
     print(judged.words, flush=True)
     kept = judged.kept[: args.limit]
-    if are_candidates:
+    if read.kind == "candidates":
         found = evaluate_candidates(scorer, kept)
         text = candidates_text(found)
     else:
@@ -131,11 +188,12 @@ def evaluate(args: argparse.Namespace) -> dict:
     return {
         "run": args.run,
         "dataset": args.dataset,
-        "split": args.split,
+        "split": split,
         "limit": args.limit,
         "all_prompts": args.all_prompts,
         "approach": scorer.approach,
         "prompts": judged.counts,
+        "reading": read.reading,
         **found,
     }
 
@@ -155,15 +213,6 @@ def peek(rows: Iterable[dict], dataset: str) -> tuple[dict, Iterable[dict]]:
     return first, chain([first], rows)
 
 
-def read_pairs(rows: Iterable[dict]) -> list[data.PreferencePair]:
-    """The pairs of which one side is preferred. Raises ValueError if there is none."""
-    pairs, report = data.build_pairs(rows)
-    pairs = data.usable(pairs)
-    if not pairs:
-        raise ValueError("all pairs have equal ratings, so none is preferred")
-    return pairs
-
-
 def parse(
     argv: Sequence[str] | None,
 ) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -176,11 +225,9 @@ def parse(
         help="arithmetic (bundled), a file, a folder or a hub id: pairs, "
         "or rows with prompt, responses and correct",
     )
-    parser.add_argument(
-        "--split",
-        default="train",
-        help="which one of a folder or hub id (default: %(default)s)",
-    )
+    for one in fields(Settings):  # the flags of `train.py` that say how to read the data
+        if one.name in ("config", "split") or one.name.endswith("_column"):
+            add_flag(parser, one)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--fold", type=int, choices=range(5), help="the run's; keep only its test part"

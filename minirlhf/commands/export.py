@@ -52,6 +52,9 @@ POOLING = {
     "cls": "cls",
 }  # ours -> sentence-transformers'
 
+# A module of sentence-transformers hands these on to transformers, which would ask otherwise.
+NO_CODE = {"trust_remote_code": False}
+
 # The largest difference between two rewards that counts as none, as a share of the rewards' spread.
 # Another order of sums moves float32 rewards by up to 2e-6 in trained models. It is more where
 # vectors hardly differ and the head, which divides by their deviation, enlarges the last bit of
@@ -191,15 +194,19 @@ def to_sentence_transformer(
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     options = {
-        "processor_kwargs": tokenizer_settings(model),
-        "model_kwargs": {"dtype": torch.float32},
+        "processor_kwargs": {**NO_CODE, **tokenizer_settings(model)},
+        "model_kwargs": {**NO_CODE, "dtype": torch.float32, "use_safetensors": True},
+        "config_kwargs": NO_CODE,
     }
     if model.info["pooling"] in POOLING:
         transformer = Transformer(encoder, **options)
         pooling = Pooling(model.info["size"], POOLING[model.info["pooling"]])
         modules = [transformer, pooling]
     else:  # as published
-        modules = list(SentenceTransformer(encoder, device="cpu", **options))
+        published = SentenceTransformer(
+            encoder, device="cpu", trust_remote_code=False, **options
+        )
+        modules = list(published)
 
     first = modules[0]
     give_pad_token(first.tokenizer, first.model, unfit={None})
@@ -212,7 +219,7 @@ def to_sentence_transformer(
     modules += dense_modules(model.head)
     whole = SentenceTransformer(modules=modules, device="cpu")
     whole.save_pretrained(str(folder), create_model_card=False)
-    loaded = SentenceTransformer(str(folder), device="cpu")
+    loaded = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
     return torch.tensor(loaded.encode(texts))[:, 0]
 
 
@@ -229,7 +236,9 @@ def to_classifier(model: RewardModel, encoder: str, folder: Path, texts: list[st
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     whole = new_classifier(model)
-    tokenizer = AutoTokenizer.from_pretrained(encoder, **tokenizer_settings(model))
+    tokenizer = AutoTokenizer.from_pretrained(
+        encoder, trust_remote_code=False, **tokenizer_settings(model)
+    )
     special = adds_special_tokens(model.tokenizer)
     unfit = ids_at_an_end(tokenizer, texts, special)
     give_pad_token(tokenizer, whole, unfit | {None})
@@ -237,7 +246,7 @@ def to_classifier(model: RewardModel, encoder: str, folder: Path, texts: list[st
     whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     batch = loaded_tokenizer(
         texts,
         return_tensors="pt",
@@ -245,7 +254,7 @@ def to_classifier(model: RewardModel, encoder: str, folder: Path, texts: list[st
         truncation=True,
         add_special_tokens=special,
     )
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
     return loaded(**batch).logits[:, 0]
 
 
@@ -326,7 +335,8 @@ batch = tokenizer([text], return_tensors="pt", **how)
 print(model(**batch).logits[0, 0].item())  # {reward:.4f}"""
 CHAT_NOTE = """\
 It is what the tokenizer's `apply_chat_template` makes of a user's and an assistant's turn
-with `tokenize=False, date_string="1 January 2025"`. It holds its special tokens: none are added.
+with `tokenize=False, date_string="1 January 2025"`, and with that day wherever the template asks
+for the day. It holds its special tokens: none are added.
 
 """
 RESPONSE_ONLY_NOTE = "The model was trained with `--response-only`: it never saw a prompt.\n\n"

@@ -13,6 +13,11 @@ Each line of the file is a JSON object. One with `prompt` and `response` gets a 
 response by itself, these are the mean probabilities of being preferred to the others. Everything
 else in the object is passed on unchanged.
 
+The prompt may have any form and columns that `train.py` reads: a string, a transcript, `messages`,
+`system` and `question`, and so on. A response may be a string, a message or a list of messages.
+A line with `messages` and no response is a whole conversation; what comes after the last turn of
+the user is scored.
+
 Memory does not grow with the number of lines. The file named by `--output` appears when everything
 is done. Until then, and after an error, what has been scored is in a file whose name ends in
 `.part`.
@@ -31,6 +36,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
+from minirlhf.layouts import Turn, UnusableRow, name_columns, read_prompt, write_texts
 from minirlhf.runtime.command_line import command, one_line, quiet_transformers
 from minirlhf.score import Scorer, load
 
@@ -42,7 +48,7 @@ class Request(NamedTuple):
     """What one line asks for: the scores of some responses to a prompt."""
 
     row: dict  # the whole JSON object of the line
-    prompt: str
+    prompt: str  # the texts as the model reads them
     responses: list[str]
 
 
@@ -68,18 +74,40 @@ def read_line(line: str, compares: bool) -> Request:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
 
-    has_response = "response" in row or "responses" in row
-    if "prompt" not in row or not has_response:
-        found = ", ".join(row) or "none"
-        raise ValueError(f"needs prompt and response or responses; has {found}")
-    responses = row["responses"] if "responses" in row else [row["response"]]
-    if not isinstance(responses, list) or not responses:
-        raise ValueError("`responses` is not a list of texts")
-    if not all(isinstance(text, str) for text in [row["prompt"], *responses]):
-        raise ValueError("prompt and responses must be text")
+    try:
+        prompt, responses = texts_of(row)
+    except UnusableRow as reason:
+        words = "prompt and responses must be text, or messages"
+        raise ValueError(f"{reason}; {words}") from reason
     if compares and "responses" not in row:
         raise ValueError("a classification compares: give it several `responses`")
-    return Request(row, row["prompt"], responses)
+    return Request(row, prompt, responses)
+
+
+def texts_of(row: dict) -> tuple[str, list[str]]:
+    """The prompt and the responses of a row. Raises ValueError if it lacks one of them."""
+    names = name_columns([name for name in row if name not in ("response", "responses")])
+    question = read_prompt(row, names)
+    if "responses" in row:
+        responses = row["responses"]
+        if not isinstance(responses, list) or not responses:
+            raise ValueError("`responses` is not a list of texts")
+    elif "response" in row:
+        responses = [row["response"]]
+    elif is_answered(question) and isinstance(row[names["prompt"]], list):
+        responses = [row[names["prompt"]]]  # a whole conversation
+    else:
+        responses = []
+
+    if not question or not responses:
+        found = ", ".join(row) or "none"
+        raise ValueError(f"needs prompt and response or responses; has {found}")
+    return write_texts(question, responses)
+
+
+def is_answered(turns: Sequence[Turn]) -> bool:
+    """Whether the assistant has the last word."""
+    return bool(turns) and turns[-1].role == "assistant"
 
 
 def score_lines(
@@ -114,7 +142,7 @@ def score_requests(
     """Score all requests at once, and yield the results in the order of the entries."""
     requests = [entry for entry in entries if isinstance(entry, Request)]
     questions = [(request.prompt, request.responses) for request in requests]
-    all_scores = iter(scorer.judge(questions))
+    all_scores = iter(scorer.judge_texts(questions))
 
     for entry in entries:
         if isinstance(entry, BadLine):
@@ -213,8 +241,8 @@ def parse(
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help="instead: JSON lines of `prompt` and `response` or a list `responses`; "
-        "- reads the standard input",
+        help="instead: JSON lines of `prompt` and `response` or a list `responses`, of text or "
+        "messages; - reads the standard input",
     )
     parser.add_argument(
         "--output",

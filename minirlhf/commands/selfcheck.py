@@ -316,14 +316,16 @@ def judge(
     """A number for each text, (U,): its reward, or for a classification a logit.
 
     The logit is that of preferring the text to the one before it.
-    more_pad: columns of PAD to add to each batch.
+    more_pad: columns of PAD to add to each batch, as far as the model can read them.
     one_by_one: give the texts to the model one at a time, and not all at once.
     """
     compares = model.info["approach"] == "classification"
 
     def with_more_pad(ids: Tensor, mask: Tensor) -> Tensor:
-        ids = pad(ids, (0, more_pad), value=model.pad_id)  # (N, T + more_pad)
-        mask = pad(mask, (0, more_pad))
+        room = model.info["max_length"] - ids.shape[1]  # the encoder may not read more
+        extra = max(0, min(more_pad, room))
+        ids = pad(ids, (0, extra), value=model.pad_id)  # (N, T + extra)
+        mask = pad(mask, (0, extra))
         return model.embed(ids, mask) if compares else model(ids, mask)
 
     tokens_at_once = 1 if one_by_one else 10**9

@@ -19,11 +19,13 @@ What to copy: the idea of `questions`, which finds a known question in a longer 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from minirlhf import data
+from minirlhf import data, layouts
 from minirlhf.bundled import arithmetic
 from minirlhf.report.duplicates import near_duplicates
 from minirlhf.report.results import prompts_of
 from minirlhf.runtime import files
+
+MOST_PAIRS = 1_000_000  # that are made again to see which prompts a run learned from
 
 
 class Unseen(NamedTuple):
@@ -36,14 +38,32 @@ class Unseen(NamedTuple):
     words: str  # the same as a text
 
 
-def read_rows(dataset: str, split: str = "train", limit: int | None = None) -> Iterable[dict]:
+def read_rows(
+    dataset: str,
+    split: str = "train",
+    limit: int | None = None,
+    configuration: str | None = None,
+) -> Iterable[dict]:
     """The rows that `train.py` reads. Raises ValueError if there is nothing to read.
 
-    dataset: "arithmetic", a file, a folder or a hub id; limit: matters for "arithmetic" only.
+    dataset: "arithmetic", a file, a folder or a hub id; limit: matters for "arithmetic" only;
+    configuration: which one of a folder or hub id that has several.
     """
     if dataset == "arithmetic":
         return arithmetic.generate(limit or arithmetic.PAIRS)
-    return files.load_rows(dataset, split)
+    return files.load_rows(dataset, split, configuration)
+
+
+def check_limit(limit) -> None:
+    """Raise ValueError unless the `limit` in a run's `config.json` is None or a usual number.
+
+    The file may be a stranger's, and the bundled data have as many rows as they are asked for.
+    """
+    if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= MOST_PAIRS):
+        raise ValueError(
+            f"config.json says that the run used {limit!r:.40} pairs; at most {MOST_PAIRS:,} are "
+            "made again"
+        )
 
 
 def questions(item) -> set[str]:
@@ -69,12 +89,15 @@ def learned_from(config: dict) -> list[data.PreferencePair] | None:
     """The pairs that a run was trained or validated on; None if its data cannot be read again.
 
     config: the run's `config.json`. Its digest tells whether the data are still the same.
+    Raises ValueError if it asks for more pairs than anybody has trained on.
     """
     settings = config.get("arguments", {})
-    columns = {role: settings.get(f"{role}_column") for role in data.COLUMNS}
+    check_limit(settings.get("limit"))
+    columns = {role: settings.get(f"{role}_column") for role in layouts.COLUMNS}
     try:
         limit = settings["limit"]
-        rows = read_rows(settings["dataset"], settings["split"], limit)
+        configuration = settings.get("config")
+        rows = read_rows(settings["dataset"], settings["split"], limit, configuration)
         pairs, report = data.build_pairs(rows, limit, **columns)
         train, validation, test = data.split(pairs, settings["fold"])
         digest = config["data"]["sha256"]

@@ -19,9 +19,28 @@ def data_text(dataset: str, counts: dict, pairs: Sequence[PreferencePair]) -> st
     """What was read and dropped, a line for each number, and the first two pairs."""
     lines = [f"data      {dataset}"]
     for name, value in counts.items():
-        lines.append(f"  {name:26} {value}")
+        if name not in ("dropped", "first_dropped", "not_read"):
+            lines.append(f"  {name:26} {value}")
+    if reading_text(counts):
+        lines.append(indent(reading_text(counts), "  "))
     for pair in pairs[:2]:
         lines.append(f"\n{pair_text(pair)}")
+    return "\n".join(lines)
+
+
+def reading_text(counts: dict) -> str:
+    """What was dropped and why, and the columns that nobody read; "" if there is nothing to say.
+
+    counts: the report of `build_pairs`.
+    """
+    lines = []
+    for reason, count in counts["dropped"].items():
+        lines.append(f"dropped   {count:,}: {reason} (first {counts['first_dropped'][reason]})")
+    columns = []
+    for name, remark in counts["not_read"].items():
+        columns.append(f"{name} ({remark})" if remark else name)
+    if columns:
+        lines.append(f"not read  the columns {', '.join(columns)}")
     return "\n".join(lines)
 
 
@@ -61,6 +80,7 @@ def verdict(summary: dict) -> str:
         f"with this many prompts, a true accuracy of {0.5 + test['detectable']:.3f} "
         "would be detected four times in five",
     ]
+    lines += _on_new_prompts(test)
     lines += _against_a_coin(test)
     lines += _worst_subsets_first(test)
     lines.append(f"train accuracy {train_accuracy:.3f}" + _overfitting(train_accuracy, test))
@@ -82,6 +102,21 @@ def _against_a_coin(test: dict) -> list[str]:
     if test["accuracy"] < 0.5:
         return ["worse than a coin: are chosen and rejected swapped?"]
     return []
+
+
+def _on_new_prompts(test: dict) -> list[str]:
+    """The accuracy without the test prompts that nearly repeat a training prompt, if there are any.
+
+    See `report/duplicates.py`.
+    """
+    if "new_prompts" not in test:
+        return []
+    new = test["new_prompts"]
+    repeated = test["n_prompts"] - new["n_prompts"]
+    return [
+        f"{repeated} of the test prompts nearly repeat a training prompt, as templates do; "
+        f"on the {new['n']} pairs of the others {interval(new)}"
+    ]
 
 
 def _worst_subsets_first(test: dict) -> list[str]:

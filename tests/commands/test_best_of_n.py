@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_data import FORMS
 
 from minirlhf import data
 from minirlhf.commands import best_of_n
@@ -71,10 +72,10 @@ def test_votes_for_the_final_answer(responses, answers, expected):
 def planted(reward) -> SimpleNamespace:
     """A scorer whose reward is a function of the response."""
 
-    def score_many(prompts, responses):
+    def score_texts(prompts, responses):
         return [reward(response) for response in responses]
 
-    return SimpleNamespace(approach="bt-frozen", score_many=score_many)
+    return SimpleNamespace(approach="bt-frozen", score_texts=score_texts)
 
 
 @pytest.fixture
@@ -93,6 +94,12 @@ def accuracies(found: dict) -> dict[str, float]:
     return {line["choice"]: line["accuracy"] for line in found["choices"]}
 
 
+def assert_no_difference_is_shown(choice: dict) -> None:
+    """Equal on every prompt that was seen: 0, but others may differ, so the width is not 0."""
+    assert choice["model_minus"] == 0
+    assert choice["model_minus_low"] < 0 < choice["model_minus_high"]
+
+
 def test_a_perfect_scorer_reaches_the_oracle_for_every_n(graded):
     found = evaluate_candidates(planted(lambda text: "right" in text), graded)
     assert [point["n"] for point in found["best_of_n"]] == [1, 2, 3, 4]
@@ -104,9 +111,7 @@ def test_a_perfect_scorer_reaches_the_oracle_for_every_n(graded):
     by_name = accuracies(found)
     assert by_name["the model"] == by_name["the oracle"] == curve[-1]
     assert by_name["the model"] == sum(any(row.correct) for row in graded) / 60
-    assert (
-        found["choices"][-1]["model_minus_low"] == found["choices"][-1]["model_minus_high"] == 0
-    )
+    assert_no_difference_is_shown(found["choices"][-1])
 
 
 def test_a_constant_scorer_is_a_random_choice_for_every_n(graded):
@@ -115,9 +120,7 @@ def test_a_constant_scorer_is_a_random_choice_for_every_n(graded):
     for point in found["best_of_n"]:
         assert point["accuracy"] == pytest.approx(chance, abs=1e-6)
     assert accuracies(found)["a random choice"] == pytest.approx(chance, abs=1e-6)
-    assert (
-        found["choices"][1]["model_minus_low"] == found["choices"][1]["model_minus_high"] == 0
-    )
+    assert_no_difference_is_shown(found["choices"][1])
 
 
 def test_each_author_alone_and_the_best_is_marked(graded):
@@ -162,7 +165,7 @@ def test_rows_may_have_different_numbers_of_candidates(graded):
 def test_a_text_that_comes_twice_is_scored_once():
     asked = []
 
-    def score_many(prompts, responses):
+    def score_texts(prompts, responses):
         asked.extend(zip(prompts, responses, strict=True))
         return [float(len(asked))] * len(responses)
 
@@ -170,7 +173,7 @@ def test_a_text_that_comes_twice_is_scored_once():
         Candidates("p", ["a", "b", "a"], [1, 0, 0]),
         Candidates("q", ["a", "b"], [1, 0]),
     ]
-    scorer = SimpleNamespace(approach="regression", score_many=score_many)
+    scorer = SimpleNamespace(approach="regression", score_texts=score_texts)
     numbers = best_of_n.judge(scorer, rows)
     assert asked == [("p", "a"), ("p", "b"), ("q", "a"), ("q", "b")]
     assert [len(of_one) for of_one in numbers] == [3, 2]
@@ -190,6 +193,55 @@ def test_candidates_are_read_as_pairs_are():
     (found,) = best_of_n.read_candidates([row])
     (pair,), _ = data.build_pairs([{"prompt": turns, "chosen": "4", "rejected": "5"}])
     assert (found.prompt, *found.responses) == (pair.prompt, pair.chosen, pair.rejected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_candidates_may_have_any_form_that_training_reads(form):
+    _, row, question, *sides = FORMS[form]
+    (pair,), _ = data.build_pairs([row])
+    is_row = isinstance(question, dict) and not {"role", "content"} & question.keys()
+    columns = question if is_row else {"prompt": question}
+    made = columns | {"responses": sides, "correct": [True, False]}
+    (found,) = best_of_n.read_candidates([made])
+    assert (found.prompt, *found.responses) == pair[:3]
+
+
+def ranked_row(i, subset, chosen=("right",), rejected=("wrong", "worse", "no")):
+    return {
+        "prompt": f"prompt {i}",
+        "chosen": list(chosen),
+        "rejected": list(rejected),
+        "subset": subset,
+    }
+
+
+def test_lists_of_one_right_and_several_wrong_are_best_of_n_by_subset():
+    rows = [ranked_row(i, "Math") for i in range(6)]
+    rows += [ranked_row(i, "Focus", rejected=["right?", "wrong", "no"]) for i in range(6, 9)]
+    ties = [ranked_row(9, "Ties"), ranked_row(10, "Ties", chosen=["right", "also"])]
+    assert best_of_n.has_lists(rows[0])
+    assert not best_of_n.has_lists(rows[0] | {"chosen": "right"})
+    found, left_out = best_of_n.read_lists([*rows, *ties])
+    assert left_out == {"Ties": 2}
+    assert "2 rows of the subset Ties" in best_of_n.left_out_text(left_out)
+    assert [len(row.responses) for row in found] == [4] * 9
+    assert all(row.correct == [True, False, False, False] for row in found)
+
+    # This one prefers "right?" to "right", which costs it the subset Focus.
+    scorer = planted(lambda text: ("right" in text) + ("?" in text))
+    numbers = evaluate_candidates(scorer, found)
+    accuracy = {name: numbers["subsets"][name]["accuracy"] for name in numbers["subsets"]}
+    assert accuracy == {"Math": 1, "Focus": 0}
+    assert numbers["subsets"]["Focus"]["random"] == 0.25
+    assert numbers["subsets"]["Math"]["n"] == 6
+    assert numbers["balanced_accuracy"] == 0.5
+    text = best_of_n.candidates_text(numbers)
+    assert "mean over subsets 0.500" in text and "| Focus | 3 | 0.000 [" in text
+
+    with pytest.raises(ValueError, match="2 rows of the subset Ties"):
+        best_of_n.read_lists(ties)
+    with pytest.raises(ValueError, match="row 2: .*`response` is null"):
+        best_of_n.read_lists([rows[0], ranked_row(1, "Math", chosen=[None])])
 
 
 @pytest.mark.parametrize(

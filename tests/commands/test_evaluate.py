@@ -331,6 +331,48 @@ def test_bad_input_is_one_sentence_and_exit_code_2(runs, capsys):
         assert message in refused(capsys, *flags), flags
 
 
+def test_columns_are_named_as_for_training_and_what_was_not_read_is_said(runs, capsys):
+    rows = []
+    for i in range(30):
+        row = {"q": f"Is {i} even?", "good": "yes", "bad": "no", "margin": 1}
+        rows.append(row | {"system": "Be brief."})
+    rows.append(rows[0] | {"bad": None})
+    Path("odd.json").write_text(json.dumps(rows))
+    flags = ["--prompt-column", "q", "--chosen-column", "good", "--rejected-column", "bad"]
+    with judged_prompts() as seen:
+        found, said = run(capsys, runs["bt-frozen"], "--dataset", "odd.json", *flags)
+    assert found["n"] == 30
+    assert all(prompt.startswith("system: be brief. human: is") for prompt in seen)
+    assert "dropped   1: `bad` is null (first row 31: None)" in said
+    assert "not read  the columns margin (margins of the data are not learned from)" in said
+    assert found["reading"]["dropped"] == {"`bad` is null": 1}
+    assert "no column 'x'" in refused(
+        capsys, runs["bt-frozen"], "--dataset", "odd.json", "--prompt-column", "x"
+    )
+
+    made = [{"q": f"{i}?", "responses": ["4", "5"], "correct": [True, False]} for i in range(9)]
+    Path("candidates.json").write_text(json.dumps(made))
+    flags = ["--dataset", "candidates.json", "--prompt-column", "q"]
+    assert run(capsys, runs["bt-frozen"], *flags)[0]["n"] == 9
+
+
+@pytest.mark.parametrize("approach", ["bt-frozen", "classification"])
+def test_lists_of_chosen_and_rejected_are_best_of_n_by_subset(approach, runs, capsys):
+    rows = []
+    for i in range(12):
+        row = {"prompt": f"Is {i} even?", "chosen": ["yes"], "rejected": ["no", "why", "so"]}
+        rows.append(row | {"subset": f"s{i % 2}"})
+    rows.append({"prompt": "A month?", "chosen": ["May", "June"], "rejected": ["No"]})
+    rows[-1]["subset"] = "Ties"
+    Path("lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, said = run(capsys, runs[approach], "--dataset", "lists.jsonl")
+    assert (found["n"], found["candidates"]) == (12, [4, 4])
+    assert set(found["subsets"]) == {"s0", "s1"}
+    assert accuracies(found)["a random choice"] == pytest.approx(0.25)
+    assert "1 rows of the subset Ties" in said and "mean over subsets" in said
+    assert found["reading"] == {"left_out": {"Ties": 1}}
+
+
 def test_the_bundled_data_can_be_named(runs, capsys):
     found, _ = run(capsys, runs["bt-frozen"], "--dataset", "arithmetic", "--limit", "20")
     assert found["n"] == 20 and found["prompts"]["maybe_trained_on"] > 0

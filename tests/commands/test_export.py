@@ -1,5 +1,6 @@
 """Exports give minirlhf's rewards in the other library, in a process without minirlhf."""
 
+import io
 import json
 import re
 import subprocess
@@ -272,6 +273,33 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tiny_encoder, capsys):
     for out in ("full", "full/mine", "full/mine/out"):
         refused(capsys, "run", out)
     assert [path.name for path in Path("full").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("approach", "base", "form"),
+    [
+        ("bt-frozen", "encoder", "sentence-transformers"),
+        ("regression", "published", "sentence-transformers"),
+        ("bt-finetune", "decoder", CLASSIFIER),
+    ],
+)
+def test_an_export_cannot_run_code_of_the_run_folder(
+    approach, base, form, bases, capsys, monkeypatch
+):
+    make_run(Path("run"), approach, bases[base], "last" if base == "decoder" else None)
+    encoder = Path("run/model/encoder")
+    (encoder / "spy.py").write_text("open('spy was here', 'w').close()")
+    config = json.loads((encoder / "config.json").read_text())
+    config |= {"model_type": "spy"}
+    config |= {"auto_map": {"AutoConfig": "spy.Config", "AutoModel": "spy.Model"}}
+    (encoder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
+    monkeypatch.setenv("HF_MODULES_CACHE", "modules")
+    capsys.readouterr()
+    said = refused(capsys, "run", "out", "--format", form)
+    assert "code of its own, which is never run" in said
+    assert not Path("spy was here").exists()
+    assert not Path("out").exists()
 
 
 def test_an_export_with_other_rewards_is_not_written(tiny_encoder, monkeypatch, capsys):

@@ -5,9 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from test_data import EARLIER, FORMS, LIST
 from test_score import PROMPT, RESPONSES, write_run
 
 import minirlhf
+from minirlhf import data
 from minirlhf.approaches import STEPS
 from minirlhf.commands import score
 
@@ -64,6 +66,28 @@ def test_a_file_is_scored_line_by_line(runs, capfd):
     assert len(rows_of(capfd.readouterr().out)) == 4
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_line_may_have_any_form_that_training_reads(form):
+    _, row, question, *sides = FORMS[form]
+    (pair,), _ = data.build_pairs([row])
+    is_row = isinstance(question, dict) and not {"role", "content"} & question.keys()
+    columns = question if is_row else {"prompt": question}
+    read = score.read_line(json.dumps(columns | {"responses": sides}), compares=True)
+    assert (read.prompt, *read.responses) == pair[:3]
+    read = score.read_line(json.dumps(columns | {"response": sides[0]}), compares=False)
+    assert (read.prompt, *read.responses) == pair[:2]
+
+
+def test_a_whole_conversation_is_scored_by_what_comes_last(runs):
+    answer = {"role": "assistant", "content": "4"}
+    scorer = minirlhf.load(runs["bt-frozen"], "cpu")
+    lines = [json.dumps({"messages": [*LIST, answer]}), json.dumps({"messages": LIST})]
+    found = score.score_lines(scorer, lines, keep_going=True)
+    assert next(found)["score"] == pytest.approx(scorer.score(LIST, "4"), abs=1e-6)
+    assert "needs prompt and response" in next(found).reason
+    assert EARLIER[0][1] in score.read_line(lines[0], compares=False).prompt
+
+
 BAD = [
     ("{", "not JSON"),
     ("[1]", "not a JSON object"),
@@ -72,6 +96,9 @@ BAD = [
     ('{"prompt": "a", "responses": []}', "not a list"),
     ('{"prompt": "a", "response": null}', "must be text"),
     ('{"prompt": 3, "response": "b"}', "must be text"),
+    ('{"prompt": 3, "response": "b"}', "`prompt` is a number"),
+    ('{"prompt": [{"role": "user"}], "response": "b"}', "`content` of a message is missing"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', "has messages"),
     ('{"prompt": "a", "response": ' + "[" * 100_000, "not JSON"),
 ]
 
