@@ -27,7 +27,7 @@ from minirlhf.settings import Settings, flag_parser, from_config, read_flags
 def run(settings: Settings) -> None:
     """One approach on one fold, from rows to a run folder."""
     # Imported here, after the flags are known to be good, so that --help answers at once.
-    from minirlhf import data, loops
+    from minirlhf import data, loops, tokens
     from minirlhf import model as models
     from minirlhf.bundled import arithmetic
     from minirlhf.report import results, verdict
@@ -49,7 +49,7 @@ def run(settings: Settings) -> None:
     if settings.dataset == "arithmetic":
         rows = arithmetic.generate(settings.limit or arithmetic.PAIRS)
     else:
-        rows = files.load_rows(settings.dataset, settings.split)
+        rows = files.load_rows(settings.dataset, settings.split, settings.config)
     pairs, counts = data.build_pairs(rows, settings.limit, **column_names(settings))
     is_regression = settings.approach == "regression"
     rated = is_regression or settings.margin > 0
@@ -70,20 +70,22 @@ def run(settings: Settings) -> None:
     model.info["response_only"] = settings.response_only
     encoder = models.describe_encoder(model, settings.model)
     print(f"\nencoder   {settings.model} ({encoder['source']})")
-    print(
-        f"model     {encoder['trained']:,} parameters learn, pooling: {model.info['pooling']}"
-    )
+    pooling = model.info["pooling"]
+    print(f"model     {encoder['trained']:,} parameters learn, pooling: {pooling}")
 
     # ---- texts: each distinct one is tokenised once, and pairs become tensors of their numbers.
     # All pairs are numbered, whatever the fold, so that every fold finds the same cached features.
     texts = data.number_texts(pairs)
-    train = data.make_part(parts.train, texts, settings.balance)
-    train_untied = data.make_part(parts.train_untied, texts, settings.balance)
-    validation = data.make_part(parts.validation, texts, settings.balance)
-    test = data.make_part(parts.test, texts, settings.balance)
-    token_rows, cut = model.encode(texts.prompts, texts.responses)
-    counts |= {"texts": len(token_rows), "texts_cut": cut}
-    print(f"texts     {len(token_rows):,} distinct, {cut} cut to {settings.max_length} tokens")
+    encoded = model.encode(texts.prompts, texts.responses)
+    token_rows = encoded.token_rows
+    counts |= model.count_tokens(pairs, texts, encoded)
+    print(tokens.in_words(counts, settings.max_length))
+    # Pairs whose sides became the same tokens are dropped, from the test part of all approaches.
+    parts = parts._make(tokens.told_apart(part, texts.text_id, token_rows) for part in parts)
+    counts["parts"] = data.sizes(parts)
+    train, train_untied, validation, test = (
+        data.make_part(part, texts, settings.balance) for part in parts
+    )
 
     # ---- frozen vectors: an encoder that does not learn reads each text only once
     seconds_saved = 0.0  # by the cache; they are counted as if there were none
@@ -153,10 +155,8 @@ def run(settings: Settings) -> None:
         )
         summary["seconds"] = seconds_before + seconds_saved + time.perf_counter() - start
         results.write_report(output, summary, config, history, parts.test, on_test)
-        log(
-            {f"test_{name}": value for name, value in summary["test"].items()},
-            step=len(history),
-        )
+        test_numbers = {f"test_{name}": value for name, value in summary["test"].items()}
+        log(test_numbers, step=len(history))
         checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
         if ranks.rank() == 0:
             state_file.unlink(missing_ok=True)

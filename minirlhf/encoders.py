@@ -5,8 +5,9 @@
     load_sentence_transformer   an encoder as published, with its own pooling and normalisation
 
 Weights come from a local folder, or from a Python package that carries them as plain files, or from
-the model hub. A package's weights and tokenizer are checked against their published SHA-256, its
-code is never executed, and only safetensors are read: loading a model cannot run code.
+the model hub. A package's weights and tokenizer are checked against their published SHA-256. Only
+safetensors are read, and program code that lies beside them is never run, whatever its
+configuration asks for: loading a model cannot run code.
 
 Copy this file alone; it needs torch and, when called, transformers or sentence-transformers.
 Read next: `pooling.py`.
@@ -17,6 +18,7 @@ Read next: `pooling.py`.
 
 import hashlib
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +47,10 @@ PACKAGED = {
 # No pickle. A tensor of another shape than the model's is found by `check_loaded`, which names it.
 SAFE = {"use_safetensors": True, "ignore_mismatched_sizes": True}
 
+# The deepest published models have some hundred layers. A configuration that asks for a billion
+# would keep transformers building them for ever.
+MOST_LAYERS = 1000
+
 
 class Source(NamedTuple):
     """Where the weights of a name are, and why there."""
@@ -65,6 +71,7 @@ def resolve(name: str) -> Source:
             raise ValueError(f"{name!r} is a folder without config.json, so it holds no model")
         if not any(folder.rglob("tokenizer*")) and not any(folder.rglob("vocab*")):
             raise ValueError(f"{name!r} is a model folder without its tokenizer")
+        check_layers(name, read_json(folder / "config.json"))
         return Source(name, "a local folder")
 
     if name not in PACKAGED:
@@ -85,6 +92,29 @@ def resolve(name: str) -> Source:
     return Source(str(path), f"carried by the package {package.distribution}, SHA-256 verified")
 
 
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises ValueError if it holds none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a valid JSON file ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return found
+
+
+def check_layers(name: str, config: dict) -> None:
+    """Raise ValueError if a configuration asks for more than `MOST_LAYERS` layers."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_layers(name, value)
+        elif "layer" in key and isinstance(value, (int, float)) and value > MOST_LAYERS:
+            raise ValueError(
+                f"config.json of {name!r} asks for {value:,} layers ({key}); "
+                f"more than {MOST_LAYERS:,} are not built"
+            )
+
+
 def load_auto(name: str, attention: str | None = None):
     """A `transformers` encoder or decoder without its language-model head: (model, tokenizer).
 
@@ -95,15 +125,18 @@ def load_auto(name: str, attention: str | None = None):
 
     path = resolve(name).path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModel.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=attention, **SAFE
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            **SAFE,
         )
     except Exception as error:  # damaged files raise errors of many kinds
         raise ValueError(ways_out(name, error)) from error
     check_loaded(name, model, tokenizer)
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{name!r} is an encoder-decoder; give an encoder or a decoder")
+    check_reads_text_alone(name, model.config)
     return model.eval(), tokenizer
 
 
@@ -117,9 +150,14 @@ def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
 
     path = resolve(name).path
     try:
-        model = SentenceTransformer(path, device=str(device), model_kwargs=SAFE)
+        model = SentenceTransformer(
+            path, device=str(device), trust_remote_code=False, model_kwargs=SAFE
+        )
     except Exception as error:
         raise ValueError(ways_out(name, error)) from error
+    if not hasattr(model[0], "config"):
+        kind = type(model[0]).__name__
+        raise ValueError(f"{name!r} is no transformer but begins with a {kind}; give another")
     check_loaded(name, model[0], model.tokenizer)
     model.tokenizer.chat_template = None  # it was trained on plain text, whatever its base was
     return model.float().eval().requires_grad_(False), model.tokenizer
@@ -130,10 +168,62 @@ def is_causal(model: torch.nn.Module) -> bool:
 
     The configuration does not tell: `is_decoder` is False for GPT-2 and Llama.
     """
+    states = states_of_two_texts(model)
+    return torch.allclose(states[0, 0], states[1, 0], atol=1e-6)
+
+
+def state_size(model: torch.nn.Module) -> int:
+    """How many numbers D a token's hidden state has.
+
+    The configuration does not tell: `hidden_size` is that of the inner layers, and an OPT of 350
+    million parameters gives states of half that size.
+    """
+    return states_of_two_texts(model).shape[-1]
+
+
+@torch.inference_mode()
+def states_of_two_texts(model: torch.nn.Module) -> torch.Tensor:
+    """The hidden states (2, T, D) of two short texts that begin with the same token.
+
+    Raises ValueError if the model does not read token ids and a mask as encoders and decoders do.
+    """
     ids = torch.tensor([[5, 6, 7, 8], [5, 9, 10, 11]], device=model.device)
-    with torch.inference_mode():
-        hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    return torch.allclose(hidden[0, 0], hidden[1, 0], atol=1e-6)
+    try:
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except Exception as error:  # each kind of model has errors of its own
+        kind = type(model).__name__
+        raise ValueError(
+            f"a {kind} gives no hidden states of a text; give an encoder or a decoder ({error})"
+        ) from error
+
+
+def longest_text(model: torch.nn.Module, tokenizer) -> int:
+    """How many tokens a model can read: what its positions and its tokenizer allow.
+
+    model: a `transformers` model, or a SentenceTransformer around one.
+    """
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    positions = getattr(configs[0].get_text_config(), "max_position_embeddings", None)
+    if not positions or positions < 0:  # XLNet, which reads texts of any length, has -1
+        return tokenizer.model_max_length
+
+    # RoBERTa, MPNet and their like number positions from `padding_idx` + 1, as fairseq did, so the
+    # first rows of the table are never used: transformers' `create_position_ids_from_input_ids`.
+    for name, module in model.named_modules():
+        is_table = isinstance(module, torch.nn.Embedding) and "position" in name
+        if is_table and module.num_embeddings == positions and module.padding_idx is not None:
+            positions -= module.padding_idx + 1
+    return min(positions, tokenizer.model_max_length)
+
+
+def check_reads_text_alone(name: str, config) -> None:
+    """Raise ValueError if a model is more than one encoder or decoder of text."""
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name!r} is an encoder-decoder; give an encoder or a decoder")
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"{name!r} ({config.model_type}) reads more than text; give a model of text alone"
+        )
 
 
 def check_loaded(name: str, model: torch.nn.Module, tokenizer) -> None:
@@ -153,6 +243,11 @@ def check_loaded(name: str, model: torch.nn.Module, tokenizer) -> None:
 
 def ways_out(name: str, error: Exception) -> str:
     """Why a model cannot be loaded, and what the user can do about it."""
+    if "trust_remote_code" in str(error):  # what transformers would have us pass
+        return (
+            f"{name!r} brings program code of its own, which is never run; "
+            "give a model that transformers knows by itself"
+        )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[0][:200]
     if name in PACKAGED:

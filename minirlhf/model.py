@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf import encoders, heads, pooling, tokens
+from minirlhf.data import PreferencePair, Texts
 from minirlhf.runtime import checkpoint, features, precision
 from minirlhf.runtime.device import Device
 from minirlhf.runtime.tracking import progress_bar
@@ -31,6 +32,11 @@ AS_PUBLISHED = "as published"  # the pooling of a SentenceTransformer
 # How many padded tokens go through the encoder at once: on a CPU what its caches hold, on a GPU
 # what keeps it busy. Measured: see experiments/README.md.
 TOKENS_AT_ONCE = {"cpu": 1024, "other": 16384}
+
+# How far padding may move the vectors of a text, as a share of their length. The order of float32
+# sums moved them by 1.2e-6 at most in 25 architectures with random weights that read the mask.
+# FNet, ConvBERT, Funnel, Nystromformer and YOSO do not, and moved them by 1.2e-3 to 1.4.
+MOST_BY_PADDING = 1e-4
 
 
 class RewardModel(nn.Module):
@@ -88,14 +94,14 @@ class RewardModel(nn.Module):
         if tokens_at_once is None:
             kind = "cpu" if self.device.type == "cpu" else "other"
             tokens_at_once = TOKENS_AT_ONCE[kind]
+        limit = self.info["max_length"]  # which the encoder can read; it may not read more
         lengths = [len(ids) for ids in token_rows]
         batches = tokens.length_batches(lengths, tokens_at_once)
 
         results = []
         for batch in progress_bar(batches, "encoding") if progress else batches:
-            ids, mask = tokens.pad(
-                [token_rows[i] for i in batch], self.pad_id
-            )  # (N, T), (N, T)
+            rows = [token_rows[i] for i in batch]
+            ids, mask = tokens.pad(rows, self.pad_id, limit=limit)  # (N, T), (N, T)
             results.append(function(ids.to(self.device), mask.to(self.device)))
 
         order = torch.tensor(
@@ -109,6 +115,26 @@ class RewardModel(nn.Module):
         if self.info.get("response_only"):
             prompts = [""] * len(prompts)
         return tokens.encode(prompts, responses, self.tokenizer, self.info["max_length"])
+
+    def count_tokens(
+        self, pairs: Sequence[PreferencePair], texts: Texts, encoded: tokens.Encoded
+    ) -> dict[str, int]:
+        """What became of the texts of some pairs as tokens, for the report on the data."""
+        questions = texts.prompts
+        if self.info.get("response_only"):
+            questions = [""] * len(questions)
+        token_rows = encoded.token_rows
+        max_length = self.info["max_length"]
+        lost = tokens.count_lost_questions(
+            questions, texts.responses, token_rows, self.tokenizer, max_length
+        )
+        apart = tokens.told_apart(pairs, texts.text_id, token_rows)
+        return {
+            "texts": len(token_rows),
+            "texts_cut": encoded.cut,
+            "questions_lost": lost,
+            "same_tokens": len(pairs) - len(apart),
+        }
 
     def in_precision(self, dtype: torch.dtype) -> "RewardModel":
         """A model with the same head, and a copy of the encoder in `dtype`.
@@ -138,26 +164,20 @@ def build(
     pooler: "mean", "last" or "cls", for the two Bradley-Terry approaches. None takes "last" for a
         decoder and "mean" for an encoder.
     max_length: tokens of a text; attention: `attn_implementation` of transformers.
-    Raises ValueError if the encoder cannot be loaded or cannot read `max_length` tokens.
+    Raises ValueError if the encoder cannot be loaded, cannot read `max_length` tokens, or reads
+    padding as if it were text.
     """
     if approach in ("regression", "classification"):
         encoder, tokenizer = encoders.load_sentence_transformer(name, device)
         pooler = AS_PUBLISHED
-        config = encoder[0].config
         size = encoder.get_embedding_dimension()
     else:
         encoder, tokenizer = encoders.load_auto(name, attention)
         choose_what_learns(encoder, approach)
         pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
-        config = encoder.config
-        size = config.hidden_size
+        size = encoders.state_size(encoder)
+    check_length(max_length, encoder, tokenizer, name)
 
-    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    limit = min(tokenizer.model_max_length, positions)
-    if max_length > limit:
-        raise ValueError(
-            f"max-length {max_length} is more than {name!r} can read, {limit} tokens"
-        )
     info = {
         "format": FORMAT,
         "approach": approach,
@@ -168,7 +188,54 @@ def build(
         "response_only": False,  # until train.py blanks the prompts
     }
     head = HEADS[approach](size)
-    return RewardModel(encoder, tokenizer, head, info).to(device)
+    model = RewardModel(encoder, tokenizer, head, info).to(device)
+    check_padding(model, name)
+    return model
+
+
+def check_length(max_length: int, encoder: nn.Module, tokenizer, name: str) -> None:
+    """Raise ValueError if the encoder of that name cannot read `max_length` tokens."""
+    limit = encoders.longest_text(encoder, tokenizer)
+    if max_length > limit:
+        raise ValueError(
+            f"max-length {max_length} is more than {name!r} can read, {limit} tokens"
+        )
+
+
+def check_padding(model: RewardModel, name: str) -> None:
+    """Raise ValueError if padding changes what the encoder makes of a text.
+
+    Some encoders have no use for a mask, so that padding is text to them: the Fourier transforms of
+    FNet, the convolutions of ConvBERT. Their rewards would depend on the batch a text is in.
+    """
+    change = change_by_padding(model)
+    if not change <= MOST_BY_PADDING:  # NaN is refused, too
+        raise ValueError(
+            f"{name!r} reads padding as if it were text, which changes the text's vectors by "
+            f"{change:.1e} of their length, so a reward would depend on the batch; give another"
+        )
+
+
+@torch.no_grad()
+def change_by_padding(model: RewardModel) -> float:
+    """How far padding moves the vectors of a text, as a share of their length."""
+    limit = model.info["max_length"]
+    (ids,) = model.encode(["What is 2 + 2?"], ["4"]).token_rows
+    ids = ids[: limit // 2]  # so that there is room for padding
+    alone = text_vectors(model, *tokens.pad([ids], model.pad_id, multiple=1))
+    more = len(ids) + 64
+    padded = text_vectors(model, *tokens.pad([ids], model.pad_id, multiple=more, limit=limit))
+    return ((alone - padded).norm() / alone.norm()).item()
+
+
+def text_vectors(model: RewardModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """What the encoder makes of a text: the states of its real tokens, or one published vector."""
+    ids = ids.to(model.device)
+    mask = mask.to(model.device)
+    if model.info["pooling"] == AS_PUBLISHED:
+        return model.embed(ids, mask)  # (1, D)
+    hidden = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (1, T, D)
+    return hidden[mask.bool()].float()  # (real tokens, D)
 
 
 def choose_what_learns(encoder: nn.Module, approach: str) -> None:
@@ -177,11 +244,16 @@ def choose_what_learns(encoder: nn.Module, approach: str) -> None:
     In bt-finetune all of them do but the word embeddings. Those are half of a small encoder's
     weights, a batch touches few of them, and a small data set says nothing about most words.
     Leaving them alone cost nothing on validation (experiments/README.md).
+    Raises ValueError if the model has no table of word embeddings.
     """
     for name, weight in encoder.named_parameters():
         never_read = "pooler." in name
         weight.requires_grad_(approach == "bt-finetune" and not never_read)
-    encoder.get_input_embeddings().requires_grad_(False)
+    try:
+        encoder.get_input_embeddings().requires_grad_(False)
+    except NotImplementedError as error:  # CANINE, which reads characters
+        kind = type(encoder).__name__
+        raise ValueError(f"a {kind} has no table of word embeddings; give another") from error
 
 
 def describe_encoder(model: RewardModel, name: str) -> dict:
@@ -256,16 +328,30 @@ def read_model(folder: Path, device, attention: str | None) -> RewardModel:
     info = {"temperature": 1.0} | checkpoint.read_json(folder / "reward.json")
     if info["format"] > FORMAT:
         raise ValueError(f"format {info['format']} is newer than {FORMAT}; update minirlhf")
+    weights = checkpoint.load_tensors(folder / "head.safetensors").tensors
+    check_head_size(info, weights)
     head = HEADS[info["approach"]](info["size"])
-    head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors").tensors)
+    head.load_state_dict(weights)
     path = f"{folder}/encoder"
     if info["pooling"] == AS_PUBLISHED:
         encoder, tokenizer = encoders.load_sentence_transformer(path, device)
     else:
         encoder, tokenizer = encoders.load_auto(path, attention)
+    check_length(info["max_length"], encoder, tokenizer, path)
     model = RewardModel(encoder, tokenizer, head, info).to(device).eval()
     check_that_parts_fit(model)
     return model
+
+
+def check_head_size(info: dict, weights: dict[str, Tensor]) -> None:
+    """Raise RuntimeError if the weights of a head are not of the size that `reward.json` says.
+
+    It may say anything in a stranger's folder, so no memory is taken before the size is known to be
+    that of the file: on the device "meta" there are shapes and no numbers.
+    """
+    with torch.device("meta"):
+        head = HEADS[info["approach"]](info["size"])
+    head.load_state_dict({name: weight.to("meta") for name, weight in weights.items()})
 
 
 def check_that_parts_fit(model: RewardModel) -> None:

@@ -9,15 +9,22 @@ sides of a pair identical.
 Batches are padded on the right, with a mask that marks the real tokens; the poolers read the mask.
 Texts of similar length go through the encoder together, so that little of the work is padding.
 
-Copy this file alone; it needs torch. Read next: `encoders.py`.
+A tokenizer's chat template is a program, and its author may be a stranger. So it is rendered within
+bounds, and it prints the same on every day.
+
+Copy this file alone; it needs torch, and transformers where a tokenizer has a chat template. Read
+next: `encoders.py`.
 
 >>> ids, mask = pad([[5, 6, 7], [8]], pad_id=0, multiple=4)
 >>> ids.tolist(), mask.tolist()
 ([[5, 6, 7, 0], [8, 0, 0, 0]], [[1, 1, 1, 0], [1, 0, 0, 0]])
 """
 
+import datetime
+import operator
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,6 +33,11 @@ from torch import Tensor
 # Other ways to separate question and answer were worse on validation; see experiments/README.md.
 TEMPLATE = "Question: {prompt}\n\nAnswer: {response}"
 TEXTS_AT_ONCE = 1000  # for the tokenizer, whose own lists of ids take much memory
+
+# The day on which every chat template is rendered: a reward must not change from day to day.
+DAY = datetime.datetime(2025, 1, 1)
+MOST_PASSES = 10_000  # through the loops of a chat template; two turns take a handful
+LARGEST = 10**6  # number that a chat template may compute, or text that it may repeat
 
 
 class Encoded(NamedTuple):
@@ -40,8 +52,86 @@ def render(prompt: str, response: str, tokenizer) -> str:
     if not getattr(tokenizer, "chat_template", None):
         return TEMPLATE.format(prompt=prompt, response=response)
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    # Some templates print today's date, and the reward must not change from day to day.
-    return tokenizer.apply_chat_template(turns, tokenize=False, date_string="1 January 2025")
+    try:
+        template = bounded_template(tokenizer.get_chat_template())
+        template.environment.passes = 0
+        return template.render(
+            messages=turns,
+            add_generation_prompt=False,
+            tools=None,
+            documents=None,
+            date_string="1 January 2025",
+            **tokenizer.special_tokens_map,
+        )
+    except Exception as error:  # a stranger's template may do anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"the tokenizer's chat template cannot be used: {reason}") from error
+
+
+# ---- chat templates
+
+
+@lru_cache
+def bounded_template(source: str):
+    """A chat template as a jinja2 template that ends, and that prints the same on every day.
+
+    source: the template's text. What it sees is what transformers' `apply_chat_template` shows it,
+    and it runs in the same sandbox. But the sandbox lets loops inside of loops run for ever, and
+    gives templates the day (`strftime_now`) and chance (`random`, `lipsum`). Here the passes
+    through all loops and macros are counted, the day is `DAY`, and there is no chance.
+    Set `environment.passes` to 0 before each rendering.
+    """
+    from jinja2 import nodes
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template("").environment.overlay()
+    environment.globals = {**environment.globals, "strftime_now": strftime_on_the_day}
+    del environment.globals["lipsum"]
+    environment.filters = dict(environment.filters)
+    del environment.filters["random"]
+    environment.intercepted_binops = frozenset(["*", "**"])
+    environment.binop_table = {**environment.binop_table, "*": multiply, "**": power}
+
+    def count_pass() -> bool:
+        environment.passes += 1
+        if environment.passes > MOST_PASSES:
+            raise ValueError(f"its loops take more than {MOST_PASSES:,} passes")
+        return True
+
+    environment.count_pass = count_pass
+    tree = environment.parse(source)
+    for block in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        call = nodes.Call(nodes.EnvironmentAttribute("count_pass"), [], [], None, None)
+        block.body.insert(0, nodes.ExprStmt(call))
+        if isinstance(block, nodes.For) and block.test is not None:
+            block.test = nodes.And(call, block.test)
+    tree.set_environment(environment)
+    code = environment.compile(tree)
+    shared = environment.make_globals(None)
+    return environment.template_class.from_code(environment, code, shared)
+
+
+def strftime_on_the_day(format: str) -> str:
+    """What `strftime_now` of a chat template prints: always the same day."""
+    return DAY.strftime(format)
+
+
+def multiply(left, right):
+    """`left * right` for a chat template; `"ab" * 3` is "ababab". Raises ValueError if large."""
+    sizes = [len(side) if hasattr(side, "__len__") else abs(side) for side in (left, right)]
+    if sizes[0] * sizes[1] > LARGEST:
+        raise ValueError(f"it multiplies beyond {LARGEST:,}")
+    return operator.mul(left, right)
+
+
+def power(left, right):
+    """`left ** right` for a chat template. Raises ValueError if large."""
+    if abs(left) > LARGEST or abs(right) > 64:
+        raise ValueError(f"it multiplies beyond {LARGEST:,}")
+    return operator.pow(left, right)
+
+
+# ---- token ids
 
 
 def encode(
@@ -61,10 +151,7 @@ def encode(
         some = slice(start, start + TEXTS_AT_ONCE)
         texts = []
         for prompt, response in zip(prompts[some], responses[some], strict=True):
-            text = render(prompt, response, tokenizer)
-            texts.append(
-                text.encode(errors="replace").decode()
-            )  # half a surrogate pair becomes "?"
+            texts.append(without_surrogates(render(prompt, response, tokenizer)))
         whole = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
         for text, ids in zip(texts, whole, strict=True):
             if len(ids) > max_length:
@@ -76,6 +163,78 @@ def encode(
     return Encoded(token_rows, cut)
 
 
+def without_surrogates(text: str) -> str:
+    """The text with "?" for half a surrogate pair, which no tokenizer takes."""
+    return text.encode(errors="replace").decode()
+
+
+def count_lost_questions(
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    token_rows: Sequence[Sequence[int]],
+    tokenizer,
+    max_length: int,
+) -> int:
+    """How many of U texts were cut so much that nothing of their question is left.
+
+    The response fills such a text: even without a question, it would be `max_length` long.
+    token_rows: what `encode` made of the texts.
+    """
+    special = not getattr(tokenizer, "chat_template", None)
+    lost = 0
+    for prompt, response, ids in zip(prompts, responses, token_rows, strict=True):
+        if len(ids) < max_length or not prompt:
+            continue
+        alone = without_surrogates(render("", response, tokenizer))
+        row = tokenizer(alone, add_special_tokens=special, verbose=False)["input_ids"]
+        if len(row) >= max_length:
+            lost += 1
+    return lost
+
+
+def in_words(counts: dict[str, int], max_length: int) -> str:
+    """What became of some texts as tokens; with a warning where most of them lost something.
+
+    counts: `texts`, how many there are; `texts_cut`, how many were too long; `questions_lost`, how
+    many lost their whole question; `same_tokens`, of how many pairs both sides became the same.
+    """
+    texts = counts["texts"]
+    cut = counts["texts_cut"]
+    lost = counts["questions_lost"]
+    lines = [f"texts     {texts:,} distinct, {cut} cut to {max_length} tokens"]
+    if counts["same_tokens"]:
+        lines.append(f"dropped   {counts['same_tokens']} pairs whose sides are the same tokens")
+    if max(cut, lost) > texts / 2:
+        lines.append(
+            f"WARNING   {cut:,} of {texts:,} texts are cut, and {lost:,} have lost their whole "
+            f"question; raise --max-length above {max_length}"
+        )
+    return "\n".join(lines)
+
+
+def told_apart(
+    pairs: Sequence, text_id: dict[tuple[str, str], int], token_rows: Sequence
+) -> list:
+    """The pairs whose two sides are different token rows; the others show no model any difference.
+
+    Two responses become one text where a chat template drops what they differ in, or where it is
+    cut off. text_id: the number of each (prompt, response), as `data.number_texts` gives it.
+    Raises ValueError if no pair is left.
+    """
+    kept = []
+    for pair in pairs:
+        chosen = token_rows[text_id[pair.prompt, pair.chosen]]
+        rejected = token_rows[text_id[pair.prompt, pair.rejected]]
+        if list(chosen) != list(rejected):
+            kept.append(pair)
+    if pairs and not kept:
+        raise ValueError(
+            f"the two sides of all {len(pairs)} pairs become the same tokens, so no model can tell "
+            "them apart; raise --max-length, or take a model without a chat template"
+        )
+    return kept
+
+
 def compact(ids: Sequence[int]) -> array:
     """A row of token ids as an array of the smallest integers that hold them."""
     two_bytes = max(ids, default=0) < 2**16
@@ -83,15 +242,21 @@ def compact(ids: Sequence[int]) -> array:
 
 
 def pad(
-    token_rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8
+    token_rows: Sequence[Sequence[int]],
+    pad_id: int,
+    multiple: int = 8,
+    limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pad on the right to one length: N rows -> ids (N, T) and mask (N, T), both int64.
 
-    T is rounded up to a multiple of `multiple`. That leaves few distinct shapes, so the allocator
-    and the kernels can reuse what they hold.
+    T is rounded up to a multiple of `multiple`, but not beyond `limit`, because a model may have no
+    position for a PAD token there. That leaves few distinct shapes, so the allocator and the
+    kernels can reuse what they hold.
     """
     longest = max(len(ids) for ids in token_rows)
     length = round_up(longest, multiple)
+    if limit is not None:
+        length = max(longest, min(length, limit))
     ids = torch.full((len(token_rows), length), pad_id)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(token_rows):

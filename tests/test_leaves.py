@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEAVES = [
     "settings",
-    "data",
+    "layouts",
     "tokens",
     "encoders",
     "pooling",
@@ -25,7 +25,7 @@ LEAVES = [
     "runtime/command_line",
     "runtime/device",
     "runtime/features",
-    "runtime/files",
+    "runtime/rows",
     "runtime/precision",
     "runtime/ranks",
     "runtime/run_folder",
@@ -158,7 +158,31 @@ def test_nothing_is_unpickled_or_executed(path):
                 ("os", "popen"),
             }
         if isinstance(node, ast.keyword):
-            assert node.arg not in ("trust_remote_code", "shell")
+            assert node.arg != "shell"
+            if node.arg == "trust_remote_code":
+                assert is_false(node.value)
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "trust_remote_code":
+                    assert is_false(value)
+
+
+def is_false(node: ast.expr) -> bool:
+    """True for the constant False."""
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def test_whatever_is_loaded_is_told_to_trust_no_code():
+    """Left out, transformers would ask on the standard input, and a pipe of data may answer y."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", None) or getattr(node.func, "id", None)
+            arguments = {keyword.arg for keyword in node.keywords}
+            new_one = name == "SentenceTransformer" and "modules" in arguments
+            if name in ("from_pretrained", "SentenceTransformer") and not new_one:
+                assert "trust_remote_code" in arguments, f"{path}, line {node.lineno}"
 
 
 BOOK_FILES = [path for path in SOURCES if floor(path) == BOOK or path.name == "train.py"]

@@ -117,14 +117,18 @@ def train_with_trl(work: Work, tuned: bool) -> Run:
 
     path = encoders.resolve(work.settings.model).path
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, attn_implementation=work.machine.attention if tuned else None
+        path,
+        num_labels=1,
+        attn_implementation=work.machine.attention if tuned else None,
+        trust_remote_code=False,
     )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = RewardTrainer(
             model,
             trl_config(work, folder, tuned),
             train_dataset=trl_dataset(work),
-            processing_class=transformers.AutoTokenizer.from_pretrained(path),
+            processing_class=tokenizer,
             callbacks=[Clock()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
