@@ -48,8 +48,8 @@ class MLPHead(nn.Module):
     numbers, for instance, the entries are near 0.05, which is far too small for a freshly
     initialised layer. `fit_input` measures their mean and standard deviation once, on the training
     part. `fit_output` does the same for the ratings, so that regression starts at the mean rating
-    instead of learning it step by step from zero. All four are buffers: they are saved with the
-    head but never trained.
+    instead of learning it step by step from zero, and `shrink_output` corrects their scale after
+    training. All four are buffers: they are saved with the head but never trained.
     """
 
     def __init__(self, size: int, hidden: int = 256):
@@ -78,6 +78,20 @@ class MLPHead(nn.Module):
         std = ratings.float().std(unbiased=False)
         self.shift.copy_(mean)
         self.scale.copy_(std.clamp(min=1e-6))
+
+    def shrink_output(self, predicted: Tensor, ratings: Tensor) -> float:
+        """Multiply the scale by the factor that brings predictions (N,) nearest to ratings (N,).
+
+        Nearest is meant as least squares: the distance of each prediction from `shift`, the mean
+        training rating, is multiplied by a factor that is fitted on validation and returned. It
+        stays positive, so the order of the predictions stays as it is.
+        """
+        distance = predicted.double() - self.shift.item()  # (N,)
+        wanted = ratings.double() - self.shift.item()  # (N,)
+        squares = distance.square().sum().clamp(min=1e-12)  # 0 if all predictions are the mean
+        factor = ((distance * wanted).sum() / squares).clamp(min=0.01).item()
+        self.scale.mul_(factor)
+        return factor
 
     def forward(self, vector: Tensor) -> Tensor:
         x = (vector.float() - self.mean) / self.std  # (N, D)

@@ -68,7 +68,7 @@ def fit_frozen(
             state.optimizer.zero_grad()
             result.loss.backward()
             state.optimizer.step()
-            sums.add(result)
+            sums.add(result, pairs)
 
         evaluation = evaluate(model, features, validation)
         record = epoch_record(epoch, sums, evaluation, validation, start)
@@ -77,6 +77,8 @@ def fit_frozen(
         if state.epochs_waited >= settings.patience:
             break
     model.load_state_dict(state.best_weights, strict=False)
+    if model.info["approach"] == "regression":
+        shrink_ratings(model, features, validation)
 
 
 def fit_scales(model: RewardModel, features: Tensor, train: Part) -> None:
@@ -85,6 +87,22 @@ def fit_scales(model: RewardModel, features: Tensor, train: Part) -> None:
     model.head.fit_input(features[evenly(texts, ENOUGH)])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
+
+
+@torch.no_grad()
+def shrink_ratings(model: RewardModel, features: Tensor, validation: Part) -> None:
+    """Bring a regression's predictions nearer to the mean rating, as far as validation says.
+
+    The epoch is chosen for its ranking. The more epochs, the further the predictions lie apart, and
+    soon they are worse guesses of the ratings than the mean rating is. One factor mends that and
+    changes no ranking, as the temperature mends confidence: the temperature is multiplied by it,
+    too, so that probabilities stay as they are. Other ways were tried; see experiments/README.md.
+    """
+    rewards = evaluate(model, features, validation).rewards  # (N, 2)
+    predicted = torch.cat([rewards[:, 0], rewards[:, 1]])  # (2N,)
+    ratings = torch.cat([validation.chosen_rating, validation.rejected_rating])  # (2N,)
+    factor = model.head.shrink_output(predicted, ratings)
+    model.info["temperature"] *= factor
 
 
 def evenly(items: Tensor, most: int) -> Tensor:
@@ -141,7 +159,7 @@ def fit_finetune(
             for batch in batches_of(update, token_rows, train, model.device):
                 result = bt_finetune(working_copy, batch.texts, batch.pairs, settings)
                 (result.loss * batch.share).backward()
-                sums.add(result)
+                sums.add(result, batch.pairs)
 
             # Added up over all processes, and shortened if it is too long.
             precision.hand_gradients(working_copy, model)
@@ -282,21 +300,29 @@ def longer_sides(token_rows: Sequence, train: Part) -> list[int]:
 
 
 class EpochSums:
-    """Loss and right pairs of an epoch, summed up on the device."""
+    """Loss and right pairs of an epoch, summed up on the device.
+
+    Pairs of equal ratings count in the loss, since a regression learns from them. They are left out
+    of the accuracy, since neither response is preferred.
+    """
 
     def __init__(self, pairs: int, device: torch.device):
         self.pairs = pairs  # of the whole epoch
         self.loss = torch.zeros((), device=device)
         self.right = torch.zeros((), device=device)
+        self.untied = torch.zeros((), device=device)  # pairs that can be right or wrong
 
-    def add(self, result: Step) -> None:
+    def add(self, result: Step, pairs: Part) -> None:
         """Add a batch of pairs."""
+        # A rating that is absent is NaN, which equals nothing, so such a pair counts.
+        untied = (pairs.chosen_rating != pairs.rejected_rating).float()  # (B,)
         self.loss += result.loss.detach() * len(result.margins)
-        self.right += credit(result.margins.detach()).sum()
+        self.right += (untied * credit(result.margins.detach())).sum()
+        self.untied += untied.sum()
 
     def add_up_over_processes(self) -> None:
         """Add the sums of torchrun's other processes."""
-        ranks.sum_tensors([self.loss, self.right])
+        ranks.sum_tensors([self.loss, self.right, self.untied])
 
 
 def new_state(model: RewardModel, settings: Settings) -> TrainingState:
@@ -329,7 +355,7 @@ def epoch_record(
     return {
         "epoch": epoch,
         "train_loss": train_loss,
-        "train_accuracy": sums.right.item() / sums.pairs,
+        "train_accuracy": sums.right.item() / max(1, sums.untied.item()),
         "validation_loss": evaluation.loss,
         "validation_accuracy": credit(margins).mean().item(),
         "calibrated_loss": negative_log_likelihood(margins, temperature, validation.weight),

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import MINILM, prepare
 
-from minirlhf import loops
+from minirlhf import loops, metrics
 from minirlhf.approaches import STEPS
+from minirlhf.heads import MLPHead
 from minirlhf.settings import FINETUNE
 
 SETTINGS = replace(FINETUNE, lr=1e-3, weight_decay=0.0, patience=1000, batch_size=8)
@@ -131,8 +133,8 @@ def test_dropout_on_an_encoder_without_dropout_layers_is_refused(tiny_encoder):
 def test_early_stopping_restores_the_best_epoch(tiny_encoder):
     built, token_rows, part = prepare("bt-frozen", tiny_encoder, pairs=60)
     features = torch.randn(len(token_rows), 32)  # noise: validation can only get worse by luck
-    train = loops.pick(part, slice(40))
-    validation = loops.pick(part, slice(40, None))
+    train = part.pick(slice(40))
+    validation = part.pick(slice(40, None))
     settings = replace(SETTINGS, epochs=200, patience=3, lr=1e-2)
     history = list(loops.fit_frozen(built, features, train, validation, settings))
     assert len(history) < 200
@@ -151,7 +153,7 @@ def test_evaluation_in_pieces_keeps_the_order_of_the_pairs(approach, tiny_encode
         torch.nn.init.normal_(weight)
     with torch.no_grad():
         features = built.vectors(token_rows)
-    many = loops.pick(part, torch.randint(40, (12_000,)))
+    many = part.pick(torch.randint(40, (12_000,)))
     assert len(many.chosen) > 2 * loops.PAIRS_AT_ONCE
     with torch.no_grad():
         expected = STEPS[approach](built, features, many)
@@ -165,6 +167,75 @@ def test_evaluation_in_pieces_keeps_the_order_of_the_pairs(approach, tiny_encode
         if judged.rewards is not None:
             chosen, rejected = judged.rewards.unbind(dim=1)
             torch.testing.assert_close(chosen - rejected, judged.margins)
+
+
+def test_pairs_of_equal_ratings_do_not_count_in_the_accuracy_of_an_epoch(tiny_encoder):
+    built, token_rows, part = prepare("regression", MINILM)
+    rejected_rating = part.rejected_rating.clone()
+    rejected_rating[:5] = part.chosen_rating[:5]
+    tied = part._replace(rejected_rating=rejected_rating)
+    settings = replace(SETTINGS, epochs=4, batch_size=3, lr=0.0)
+    features = built.vectors(token_rows)
+    torch.nn.init.normal_(built.head.output.weight)
+    history = list(loops.fit_frozen(built, features, tied, tied, settings))
+    # With a rate of zero the model stays as it is, so the accuracy is that of the three pairs.
+    margins = loops.evaluate(built, features, tied.pick(slice(5, None))).margins
+    assert len(margins) == 3
+    expected = metrics.credit(margins).mean().item()
+    accuracies = [epoch["train_accuracy"] for epoch in history]
+    assert accuracies == pytest.approx([expected] * len(history))
+
+
+def fitted_regression(pairs: int = 60):
+    """A regression whose predictions of noise lie far apart from the start, and its parts."""
+    built, token_rows, part = prepare("regression", MINILM, pairs=pairs)
+    torch.nn.init.normal_(built.head.output.weight, std=0.3)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(token_rows), 384, generator=generator)
+    train, validation = part.pick(slice(pairs // 2)), part.pick(slice(pairs // 2, None))
+    return built, features, train, validation
+
+
+def ratings_of(part):
+    return torch.cat([part.chosen_rating, part.rejected_rating])
+
+
+def test_ratings_are_no_worse_than_the_mean_rating_and_the_ranking_stays(monkeypatch):
+    before, features, train, validation = fitted_regression()
+    settings = replace(SETTINGS, epochs=5, lr=1e-4)
+    with monkeypatch.context() as patch:
+        patch.setattr(loops, "shrink_ratings", lambda *args: None)
+        history = list(loops.fit_frozen(before, features, train, validation, settings))
+    after, *_ = fitted_regression()
+    same = list(loops.fit_frozen(after, features, train, validation, settings))
+    assert without_seconds(history) == without_seconds(same)
+
+    wild = loops.evaluate(before, features, validation)
+    tame = loops.evaluate(after, features, validation)
+    ratings = ratings_of(validation)
+    around_the_mean = (ratings - after.head.shift).square().mean().item()
+    wild_error = (wild.rewards.T.flatten() - ratings).square().mean().item()
+    tame_error = (tame.rewards.T.flatten() - ratings).square().mean().item()
+    assert wild_error > 1.2 * around_the_mean
+    assert tame_error <= around_the_mean
+    # One factor, so no ranking changes; and the temperature has it, so no probability does.
+    factor = after.head.scale / before.head.scale
+    assert 0 < factor < 1
+    torch.testing.assert_close(tame.margins, factor * wild.margins, atol=1e-5, rtol=1e-4)
+    ratio = after.info["temperature"] / before.info["temperature"]
+    assert ratio == pytest.approx(factor.item(), rel=1e-5)
+
+
+def test_the_factor_is_the_slope_of_a_least_squares_line_through_the_mean():
+    head = MLPHead(4)
+    head.fit_output(torch.tensor([1.0, 5.0, 6.0]))
+    predicted, ratings = torch.tensor([9.0, 2.0, 7.0]), torch.tensor([6.0, 3.0, 4.0])
+    slope = np.linalg.lstsq((predicted - 4)[:, None].numpy(), (ratings - 4).numpy(), rcond=None)
+    before = head.scale.item()
+    factor = head.shrink_output(predicted, ratings)
+    assert factor == pytest.approx(slope[0].item())
+    assert head.scale.item() == pytest.approx(factor * before)
+    assert head.shrink_output(predicted, 8 - ratings) == pytest.approx(0.01)  # order stays
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder):

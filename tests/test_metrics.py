@@ -75,6 +75,59 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 178 <= hits <= 200  # 190 expected, 3 standard deviations below it is 181
 
 
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize("prompts", [5, 20])
+def test_the_interval_of_an_accuracy_holds_on_few_prompts_and_near_the_ends(share, prompts):
+    rng = np.random.default_rng(2)
+    hits = 0
+    for trial in range(200):
+        right = torch.tensor(rng.random(prompts) < share).float()
+        interval = metrics.bootstrap(
+            right, names(prompts), ends=(0, 1), resamples=300, seed=trial
+        )
+        hits += interval.low <= share <= interval.high + 1e-9
+    assert hits >= 181  # 190 expected, less 3 standard deviations; without ends it is 6 to 190
+
+
+def test_three_right_pairs_do_not_show_that_a_model_is_always_right():
+    summary = summary_of(torch.ones(3))
+    # 4 of 5 prompts are right, one of which is imaginary, and one imaginary one is wrong. Of five
+    # that are drawn, three or more are wrong in 5.8 % of all cases, and four or more in 0.7 %.
+    assert (summary["accuracy"], summary["accuracy_high"]) == (1, 1)
+    assert summary["accuracy_low"] == pytest.approx(0.4)
+    assert summary["balanced_accuracy_low"] == pytest.approx(0.4)
+    wrong = summary_of(-torch.ones(3))
+    assert (wrong["accuracy_low"], wrong["accuracy"]) == (0, 0)
+    assert wrong["accuracy_high"] == pytest.approx(0.6)
+
+
+def test_two_models_that_agree_on_all_pairs_may_differ_on_others():
+    lead = metrics.bootstrap(torch.zeros(200), names(200), ends=(-1, 1))
+    assert lead.estimate == 0
+    # The standard error is sqrt(2) / 202: 1.96 of them are 2.8 / 202, and pairs come in whole ones.
+    assert (lead.low, lead.high) == pytest.approx((-3 / 202, 3 / 202))
+
+
+def test_known_ends_are_two_more_prompts_of_average_size():
+    values = torch.tensor(np.random.default_rng(5).random(30))
+    prompts = [str(i % 10) for i in range(30)]
+    ours = metrics.bootstrap(values, prompts, ends=(-1, 1))
+    written_out = torch.cat([values, -torch.ones(3), torch.ones(3)])
+    more_prompts = [*prompts, *["least"] * 3, *["most"] * 3]
+    plain = metrics.bootstrap(written_out, more_prompts)
+    assert (ours.low, ours.high) == pytest.approx((plain.low, plain.high))
+    assert ours.estimate == pytest.approx(values.mean().item())
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_the_t_interval_is_that_of_scipy(count):
+    values = np.random.default_rng(count).normal(0.7, 0.02, count)
+    ours = metrics.t_interval(values.tolist())
+    theirs = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+    assert ours.estimate == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx(theirs, rel=1e-6)
+
+
 def test_mean_over_subsets_weighs_small_subsets_as_large_ones():
     margins = torch.tensor([1.0] * 90 + [-1.0] * 10)
     subsets = ["large"] * 90 + ["small"] * 10
@@ -267,6 +320,46 @@ def test_spearman_sees_only_the_order():
     assert math.isnan(metrics.spearman(a, torch.full((40,), 0.3)))
 
 
+def test_who_prefers_the_longer_response_of_every_pair_has_a_positive_correlation():
+    # Long prompts get low rewards and have long responses. Over all responses, reward and length
+    # have a correlation of -0.98; within each pair the longer response gets the larger reward.
+    base = torch.arange(50).float()
+    lengths = torch.stack([100 * base + 10, 100 * base], dim=1)
+    rewards = torch.stack([-base + 0.1, -base], dim=1)
+    raw = metrics.spearman(rewards.flatten(), lengths.flatten())
+    assert raw < -0.98
+    margins = rewards[:, 0] - rewards[:, 1]
+    found = summary_of(margins, lengths=lengths, rewards=rewards)["length_correlation"]
+    assert found > 0.5
+    shorter = summary_of(-margins, lengths=lengths, rewards=rewards.flip(1))
+    assert shorter["length_correlation"] == pytest.approx(-found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_length_preference_has_the_sign_that_all_pairs_agree_on(seed):
+    rng = np.random.default_rng(seed)
+    longer_by = torch.tensor(rng.integers(1, 50, 30)).float()  # the chosen one is always longer
+    margins = torch.tensor(rng.exponential(size=30))  # and always preferred, by any amount
+    assert metrics.length_preference(margins, longer_by) > 0
+    assert metrics.length_preference(-margins, longer_by) < 0
+    # It does not matter which of the two was chosen.
+    swapped = torch.tensor(rng.choice([-1.0, 1.0], 30))
+    one = metrics.length_preference(margins * swapped, longer_by * swapped)
+    assert one == pytest.approx(metrics.length_preference(margins, longer_by))
+
+
+def test_pairs_of_equal_length_or_reward_speak_for_neither():
+    margins, longer_by = torch.tensor([2.0, 1.0, 0.0, 3.0]), torch.tensor([5.0, -9.0, 4.0, 0.0])
+    both_ways = torch.cat([margins, -margins]), torch.cat([longer_by, -longer_by])
+    expected = stats.spearmanr(*both_ways).statistic
+    assert metrics.length_preference(margins, longer_by) == pytest.approx(expected)
+    for summary in (
+        summary_of(torch.zeros(4), rewards=torch.ones(4, 2)),
+        summary_of(margins, lengths=torch.ones(4, 2), rewards=torch.randn(4, 2)),
+    ):
+        assert summary["length_correlation"] is None
+
+
 def test_rating_errors_agree_with_sklearn():
     ratings = torch.randint(1, 11, (100,)).float()
     predicted = ratings + 2 * torch.randn(100) + 1
@@ -304,7 +397,9 @@ def test_a_summary_by_hand():
         "accuracy": 0.5,
     }  # equal lengths are in neither
     assert (summary["tie_rate"], summary["mean_margin"]) == (0.25, 1)
-    expected = stats.spearmanr(rewards.flatten(), lengths.flatten()).statistic
+    longer_by = [2, 7, -5, 0]
+    both_ways = [2, -1, 0, 3, -2, 1, 0, -3], [*longer_by, -2, -7, 5, 0]
+    expected = stats.spearmanr(*both_ways).statistic
     assert summary["length_correlation"] == pytest.approx(expected)
 
 
@@ -329,6 +424,13 @@ def test_an_accuracy_at_the_detectable_distance_is_told_from_a_coin_four_times_i
     clustered = summary_of(margins, [str(i % 40) for i in range(400)])["detectable"]
     alone = summary_of(margins[:40])["detectable"]
     assert clustered == pytest.approx(alone, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_what_is_detectable_hardly_depends_on_how_accurate_this_model_is(share):
+    right = torch.arange(200) < 200 * share
+    margins = torch.where(right, 1.0, -1.0)
+    assert summary_of(margins)["detectable"] == pytest.approx(1.4 / math.sqrt(200), rel=0.12)
 
 
 @pytest.mark.parametrize("margins", [[1.5], [-1.5], [0.0], [0.0, 0.0], [2.0, 2.0, 2.0]])

@@ -2,6 +2,11 @@
 
 All approaches are tested on the same pairs, so two of them can be compared pair by pair: the
 interval of their difference is much narrower than those of the two accuracies.
+
+There are two kinds of interval. One comes from resampling prompts and is about the models that were
+trained. The other comes from how much the folds differ, in each of which a model was trained anew,
+so it holds the chance of training as well. A difference is called one of the approaches only if
+both intervals lie on one side of zero.
 """
 
 from collections.abc import Sequence
@@ -12,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.data import normalize
-from minirlhf.metrics import accuracies, bootstrap, credit, named
+from minirlhf.metrics import accuracies, bootstrap, credit, named, t_interval
 from minirlhf.report.tables import interval, table_head, table_row
 from minirlhf.runtime import checkpoint
 
@@ -35,6 +40,7 @@ class Pooled(NamedTuple):
     """The test pairs of all folds of one approach, in one order for all approaches."""
 
     right: Tensor  # (N,) credit for each pair
+    accuracies: list[float]  # of each fold
     lengths: Tensor  # (N, 2)
     prompts: list[str]
     subsets: list[str]
@@ -57,11 +63,12 @@ def read_run(folder: Path) -> TestedRun:
 
 def pool(runs: Sequence[TestedRun]) -> Pooled:
     """The test parts of several folds as one."""
-    margins = torch.cat([run.margins for run in runs])
+    right_by_fold = [credit(run.margins).double() for run in runs]
+    fold_accuracies = [right.mean().item() for right in right_by_fold]
     lengths = torch.cat([run.lengths for run in runs])
     prompts = [prompt for run in runs for prompt in run.prompts]
     subsets = [subset for run in runs for subset in run.subsets]
-    return Pooled(credit(margins), lengths, prompts, subsets)
+    return Pooled(torch.cat(right_by_fold), fold_accuracies, lengths, prompts, subsets)
 
 
 def compared(runs: dict[str, list[TestedRun]]) -> list[dict]:
@@ -69,11 +76,13 @@ def compared(runs: dict[str, list[TestedRun]]) -> list[dict]:
 
     runs: of each approach one for each fold, all in the same order of folds.
 
-    The folds are pooled before anything is counted: a mean of five accuracies has no interval of
-    its own. `minus_better_accuracy` is the difference to the approach above, pair by pair, and so
-    is `minus_better_balanced_accuracy`; that of response-only is to bt-finetune, of which it is the
-    copy that reads no prompt. `seconds` are those of one fold, as if it were run alone: the
-    embedding is counted, cached or not.
+    The folds are pooled before anything is counted. `minus_better_accuracy` is the difference to
+    the approach above, pair by pair, and so is `minus_better_balanced_accuracy`; that of
+    response-only is to bt-finetune, of which it is the copy that reads no prompt. `better` is the
+    name of the other one. With more than one fold there are also `fold_accuracies`, their standard
+    deviation `fold_spread`, and `minus_better_fold_mean`, the mean of the folds' differences with
+    the interval over folds. `seconds` are those of one fold, as if it were run alone: the embedding
+    is counted, cached or not.
     """
     pooled = {name: pool(of_one) for name, of_one in runs.items()}
     table_rows = [summarize(name, runs[name], pooled[name]) for name in runs]
@@ -82,6 +91,7 @@ def compared(runs: dict[str, list[TestedRun]]) -> list[dict]:
     for better, row in zip(table_rows, table_rows[1:], strict=False):
         other = "bt-finetune" if row["name"] == RESPONSE_ONLY else better["name"]
         if other in pooled:
+            row["better"] = other
             row |= paired_difference(pooled[row["name"]], pooled[other])
 
     some = next(iter(pooled.values()))
@@ -102,37 +112,48 @@ def summarize(name: str, runs: Sequence[TestedRun], pooled: Pooled) -> dict:
     }
     numbers |= accuracies(pooled.right, pooled.prompts, pooled.subsets)
     numbers["gap"] = train_accuracy - numbers["accuracy"]
+    if len(runs) > 1:
+        numbers["fold_accuracies"] = pooled.accuracies
+        numbers["fold_spread"] = torch.tensor(pooled.accuracies).std().item()
     return numbers
 
 
 def paired_difference(one: Pooled, other: Pooled) -> dict:
     """How much more often `one` is right than `other` on the same pairs, with intervals.
 
+    Those over prompts are from all pairs, and that over folds is from each fold's difference.
     Raises ValueError if the pairs are not the same.
     """
     if one.prompts != other.prompts:
         raise ValueError("not all runs were tested on the same pairs; were the data changed?")
     difference = one.right - other.right  # (N,)
-    accuracy = bootstrap(difference, one.prompts)
-    balanced = bootstrap(difference, one.prompts, one.subsets)
-    return named("minus_better_accuracy", accuracy) | named(
-        "minus_better_balanced_accuracy", balanced
-    )
+    accuracy = bootstrap(difference, one.prompts, ends=(-1, 1))
+    balanced = bootstrap(difference, one.prompts, one.subsets, ends=(-1, 1))
+    numbers = named("minus_better_accuracy", accuracy)
+    numbers |= named("minus_better_balanced_accuracy", balanced)
+    if len(one.accuracies) > 1:
+        by_fold = []
+        for mine, theirs in zip(one.accuracies, other.accuracies, strict=True):
+            by_fold.append(mine - theirs)
+        numbers |= named("minus_better_fold_mean", t_interval(by_fold))
+    return numbers
 
 
 def table(table_rows: Sequence[dict]) -> str:
-    """What `compared` returned, as a Markdown table."""
-    titles = [
-        "approach",
-        "parameters",
-        "seconds a fold",
-        "train accuracy",
-        "test accuracy [95 %]",
-        "train - test",
-        "minus the better",
-        "mean over subsets [95 %]",
-        "minus the better",
-    ]
+    """What `compared` returned, as a Markdown table.
+
+    The two columns about folds are left out if no row has them, as after a comparison on one fold.
+    """
+    has_folds = any("fold_spread" in row for row in table_rows)
+    titles = ["approach", "parameters", "seconds a fold", "train accuracy"]
+    titles += ["test accuracy [95 %]"]
+    if has_folds:
+        titles += ["spread of the folds"]
+    titles += ["train - test", "minus the better"]
+    if has_folds:
+        titles += ["the same, over folds"]
+    titles += ["mean over subsets [95 %]", "minus the better"]
+
     lines = [table_head(titles)]
     for row in table_rows:
         cells = [
@@ -141,13 +162,47 @@ def table(table_rows: Sequence[dict]) -> str:
             f"{row['seconds']:,.0f}" if "seconds" in row else "–",
             interval(row, "train_accuracy"),
             interval(row, "accuracy"),
-            interval(row, "gap"),
-            interval(row, "minus_better_accuracy"),
+        ]
+        if has_folds:
+            cells += [interval(row, "fold_spread")]
+        cells += [interval(row, "gap"), interval(row, "minus_better_accuracy")]
+        if has_folds:
+            cells += [interval(row, "minus_better_fold_mean")]
+        cells += [
             interval(row, "balanced_accuracy"),
             interval(row, "minus_better_balanced_accuracy"),
         ]
         lines.append(table_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def shown_lead(row: dict) -> str:
+    """Which of a row's approach and `better` is shown to lead, in words; "" if neither is."""
+    low = min(row["minus_better_accuracy_low"], row["minus_better_fold_mean_low"])
+    high = max(row["minus_better_accuracy_high"], row["minus_better_fold_mean_high"])
+    if high < 0:
+        return f"{row['better']} over {row['name']}"
+    if low > 0:
+        return f"{row['name']} over {row['better']}"
+    return ""
+
+
+def survivors(table_rows: Sequence[dict]) -> str:
+    """One sentence: which differences in accuracy are shown over prompts and over folds alike."""
+    pairs_of_rows = [row for row in table_rows if "better" in row]
+    if not pairs_of_rows:
+        return ""
+    if "minus_better_fold_mean" not in pairs_of_rows[0]:
+        return (
+            "\nOne fold is one training of each approach: the differences are between these "
+            "models, and none is shown between the approaches.\n"
+        )
+    leads = [shown_lead(row) for row in pairs_of_rows]
+    listed = "; ".join(lead for lead in leads if lead) or "none"
+    return (
+        "\nThe differences in accuracy that are shown between approaches, over prompts and over "
+        f"folds alike: {listed}.\n"
+    )
 
 
 def warning(table_rows: Sequence[dict]) -> str:
@@ -156,7 +211,9 @@ def warning(table_rows: Sequence[dict]) -> str:
     If it is not shown to be worse without them, who wrote a response, or how, may be all it sees.
     """
     for row in table_rows:
-        if row["name"] == RESPONSE_ONLY and row.get("minus_better_accuracy_high", -1) >= 0:
+        over_prompts = row.get("minus_better_accuracy_high", -1)
+        over_folds = row.get("minus_better_fold_mean_high", -1)
+        if row["name"] == RESPONSE_ONLY and max(over_prompts, over_folds) >= 0:
             difference = interval(row, "minus_better_accuracy")
             return (
                 "\nWARNING: bt-finetune may not read the prompts: "

@@ -3,7 +3,7 @@
     learning_curves.png   did the model learn, and when did it stop learning what generalises?
     rewards.png           how far apart are chosen and rejected responses?
     reliability.png       when the model is sure, is it right?
-    reward_length.png     does it reward length?
+    reward_length.png     does it prefer the longer response of a pair?
     subsets.png           which kind of pair does it get wrong?
     comparison.png        which approach is better? (drawn by `python -m minirlhf compare`)
 
@@ -63,7 +63,7 @@ def draw_run(
         _margins(folder / "rewards.png", margins)
     else:
         _rewards(folder / "rewards.png", rewards)
-        _reward_length(folder / "reward_length.png", rewards, lengths, test)
+        _reward_length(folder / "reward_length.png", margins, lengths, test)
     if len(test["subsets"]) > 1:
         _subsets(folder / "subsets.png", test["subsets"], test["balanced_accuracy"], blind)
 
@@ -77,7 +77,8 @@ def draw_comparison(path: Path, models: list[dict]) -> None:
 
     Look for intervals that do not contain the coin's 0.5. Where the intervals of two models
     overlap, the picture does not say which is better. The difference between the two on the same
-    pairs does (`metrics.bootstrap`).
+    pairs does (`metrics.bootstrap`). The intervals are about the models that were trained; they
+    leave out what another training would have given (`comparison.compared`).
     """
     _accuracies(path, "Test accuracy and its 95 % interval", models)
 
@@ -169,27 +170,44 @@ def _reliability_curve(
     axes.scatter(confidence, accuracy, sizes, marker=marker)
 
 
-def _reward_length(path: Path, rewards: Tensor, lengths: Tensor, test: dict) -> None:
-    """Length against reward, with one point for each response of at most 500 pairs.
+def _reward_length(path: Path, margins: Tensor, lengths: Tensor, test: dict) -> None:
+    """Margin against difference in length, with one point for each of at most 500 pairs.
 
-    Look for a slope. Worry if there is one although the chosen responses are no longer than the
-    rejected ones, which you can see by comparing how far to the right the two kinds of point lie. A
-    policy that is trained on such a reward learns to write long responses, or short ones, and
-    little else.
+    The points are differences within a pair, chosen minus rejected, because rewards of different
+    prompts cannot be compared. In the upper right and the lower left the longer response got the
+    larger reward, which circles mark; in the other two quarters the shorter one did, which crosses
+    mark. Gray dots are pairs that speak for neither.
 
-    The correlation in the title is that of all pairs. It is shown as 0 if all rewards or all
-    lengths are equal.
+    Look whether the circles outnumber the crosses, or the other way round. Worry if they do and the
+    chosen responses are not mostly longer, which you see by the number of points to the right of
+    zero. A policy that is trained on such a reward learns to write long responses, or short ones,
+    and little else.
+
+    margins: (N,); lengths: (N, 2). The correlation in the title is that of all pairs
+    (`metrics.length_preference`). It is shown as 0 if it is not defined.
     """
     correlation = test["length_correlation"] or 0.0  # None if it is not defined
-    title = f"Length and reward: rank correlation {correlation:.2f}"
+    title = f"Length within pairs: rank correlation {correlation:.2f}"
 
-    every = len(rewards) // 500 + 1  # the points of very many pairs would run into one blot
-    rewards = rewards[::every]
-    lengths = lengths[::every]
-    with picture(path, title, "length in characters", "reward") as (axes,):
+    every = len(margins) // 500 + 1  # the points of very many pairs would run into one blot
+    margins = margins[::every]
+    longer_by = (lengths[:, 0] - lengths[:, 1])[::every]
+    agreement = margins.sign() * longer_by.sign()  # 1 where the longer response is preferred
+    y_label = "difference in reward"
+    with picture(path, title, "difference in characters, chosen - rejected", y_label) as (
+        axes,
+    ):
         look = {"s": 20, "alpha": 0.6}
-        axes.scatter(lengths[:, 0], rewards[:, 0], marker="o", label="chosen", **look)
-        axes.scatter(lengths[:, 1], rewards[:, 1], marker="x", label="rejected", **look)
+        for sign, marker, label in (
+            (1, "o", "longer preferred"),
+            (-1, "x", "shorter preferred"),
+        ):
+            here = agreement == sign
+            axes.scatter(longer_by[here], margins[here], marker=marker, label=label, **look)
+        neither = agreement == 0
+        axes.scatter(longer_by[neither], margins[neither], marker=".", color="gray")
+        axes.axhline(0, color="gray", linestyle=":", zorder=1)
+        axes.axvline(0, color="gray", linestyle=":", zorder=1)
 
 
 def _subsets(

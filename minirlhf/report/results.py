@@ -16,6 +16,7 @@ from minirlhf.encoders import versions
 from minirlhf.loops import Evaluation
 from minirlhf.report import figures
 from minirlhf.report.card import model_card
+from minirlhf.report.duplicates import new_to
 from minirlhf.report.verdict import worst_mistakes
 from minirlhf.runtime import checkpoint
 from minirlhf.runtime.device import Device
@@ -51,6 +52,8 @@ def summarize_run(
     encoder: what `model.describe_encoder` says; info: the model's own.
     train, validation, test: the evaluations of these parts.
     """
+    numbers_of_test = of_part(parts.test, test, info)
+    numbers_of_test |= on_new_prompts(parts, test)
     return {
         "approach": settings.approach,
         "dataset": settings.dataset,
@@ -60,7 +63,7 @@ def summarize_run(
         "trained": encoder["trained"],
         "train": of_part(parts.train_untied, train, info),
         "validation": of_part(parts.validation, validation, info),
-        "test": of_part(parts.test, test, info),
+        "test": numbers_of_test,
         "baselines": baselines(parts.test),
     }
 
@@ -83,6 +86,24 @@ def of_part(pairs: Sequence[PreferencePair], evaluation: Evaluation, info: dict)
     if info["approach"] == "regression" and known.any():
         numbers |= metrics.rating_errors(evaluation.rewards[known], ratings[known])
     return numbers
+
+
+def on_new_prompts(parts: Parts, test: Evaluation) -> dict:
+    """The accuracy on those test prompts that do not nearly repeat a training prompt.
+
+    `new_prompts` holds the numbers of pairs and of prompts, and the accuracy with its interval if
+    there is any pair. The result is empty if no test prompt repeats one.
+    """
+    is_new = torch.tensor(new_to(parts.train, parts.test))  # (N,)
+    if is_new.all():
+        return {}
+    new_pairs = [pair for pair, new in zip(parts.test, is_new.tolist(), strict=True) if new]
+    prompts = prompts_of(new_pairs)
+    numbers: dict = {"n": len(new_pairs), "n_prompts": len(set(prompts))}
+    if new_pairs:
+        right = metrics.credit(test.margins[is_new])
+        numbers |= metrics.named("accuracy", metrics.bootstrap(right, prompts, ends=(0, 1)))
+    return {"new_prompts": numbers}
 
 
 def ratings_of(pairs: Sequence[PreferencePair]) -> Tensor:

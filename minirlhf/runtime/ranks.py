@@ -4,6 +4,7 @@
 
 Each process reads its share of a batch, and the gradients are summed, so that the step is that of
 one process with the whole batch. Only the first process prints and writes (`run_folder.py`).
+There may be fewer pairs or texts than processes: some then have nothing to read and sum zeros.
 Without `torchrun` there is one process, and every function here does nothing or hands back what it
 was given.
 

@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from minirlhf.report import comparison
 from minirlhf.report.tables import interval
@@ -66,6 +68,78 @@ def test_folds_are_pooled_before_anything_is_counted():
     assert (chance["name"], chance["accuracy"]) == ("chance", 0.5)
 
 
+def folds_of(right: list[int], n: int = 100) -> list[comparison.TestedRun]:
+    """A run for each fold of n pairs over n prompts, of which so many are right."""
+    runs = []
+    for fold, count in enumerate(right):
+        prompts = [f"{fold} {i}" for i in range(n)]
+        margins = [1.0] * count + [-1.0] * (n - count)
+        runs.append(run_of(margins, [[1, 2]] * n, prompts, "a" * n))
+    return runs
+
+
+def test_how_much_the_folds_differ_is_shown_beside_the_intervals_over_prompts():
+    runs = {"steady": folds_of([80, 82, 81]), "shaky": folds_of([60, 80, 79])}
+    steady, shaky, _, chance = comparison.compared(runs)
+    assert steady["fold_accuracies"] == pytest.approx([0.8, 0.82, 0.81])
+    assert steady["fold_spread"] == pytest.approx(0.01)
+    assert shaky["better"] == "steady"
+    differences = np.array([-0.2, -0.02, -0.02])
+    theirs = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+    assert shaky["minus_better_fold_mean"] == pytest.approx(-0.08)
+    low, high = shaky["minus_better_fold_mean_low"], shaky["minus_better_fold_mean_high"]
+    assert (low, high) == pytest.approx(theirs, rel=1e-5)
+    # Over prompts the lead seems to be certain, and over folds it is one lucky training.
+    assert shaky["minus_better_accuracy_high"] < 0 < high
+    text = comparison.table([steady, shaky, chance])
+    head, _, *body = table_cells(text)
+    place = head.index("the same, over folds")
+    expected = ["–", interval(shaky, "minus_better_fold_mean"), "–"]
+    assert [cells[place] for cells in body] == expected
+    place = head.index("spread of the folds")
+    assert [cells[place] for cells in body] == ["0.010", f"{shaky['fold_spread']:.3f}", "–"]
+    assert comparison.survivors([steady, shaky]).endswith("alike: none.\n")
+
+
+def test_only_what_survives_prompts_and_folds_is_claimed():
+    runs = {
+        "best": folds_of([90, 91, 92, 90, 91]),
+        "good": folds_of([80, 81, 80, 82, 81]),
+        "same": folds_of([80, 80, 81, 81, 80]),
+    }
+    text = comparison.survivors(comparison.compared(runs))
+    assert text.endswith("over prompts and over folds alike: best over good.\n")
+    one_fold = {name: of_one[:1] for name, of_one in runs.items()}
+    text = comparison.survivors(comparison.compared(one_fold))
+    assert "none is shown between the approaches" in text
+    assert comparison.survivors(comparison.compared({"best": runs["best"]})) == ""
+
+
+def test_a_copy_without_prompts_that_is_better_is_claimed_too():
+    runs = {
+        "bt-finetune": folds_of([80, 81, 80]),
+        "response only": folds_of([90, 91, 91]),
+    }
+    text = comparison.survivors(comparison.compared(runs))
+    assert text.endswith("alike: response only over bt-finetune.\n")
+
+
+def test_the_warning_asks_the_folds_as_well():
+    steady, shaky = folds_of([80, 82, 81]), folds_of([60, 80, 79])
+    rows = comparison.compared({"bt-finetune": steady, "response only": shaky})
+    assert "not shown to be worse" in comparison.warning(rows)
+
+
+def test_a_comparison_that_was_written_before_there_were_folds_in_it_has_no_such_columns():
+    rows = comparison.compared(two_folds())
+    for row in rows:
+        for name in [name for name in row if "fold" in name or name == "better"]:
+            del row[name]
+    head, *_ = table_cells(comparison.table(rows))
+    assert not [title for title in head if title.endswith("folds")]
+    assert comparison.survivors(rows) == ""
+
+
 def test_pairs_of_one_prompt_stay_together_in_a_comparison():
     agreeing = run_of(
         [1.0] * 100 + [-1.0] * 100, [[1, 2]] * 200, "p" * 100 + "q" * 100, "a" * 200
@@ -119,7 +193,7 @@ def test_a_model_that_does_as_well_without_the_prompts_is_told():
     for name, blank in (("same", right), ("worse", wrong)):
         runs = {"bt-finetune": [right], "response only": [blank]}
         found[name] = comparison.warning(comparison.compared(runs))
-    assert "not shown to be worse (0.000 [0.000, 0.000])" in found["same"]
+    assert "not shown to be worse (0.000 [-0.071, 0.071])" in found["same"]
     assert found["worse"] == ""
     without = comparison.compared(two_folds())  # response only was not run
     assert comparison.warning(without) == ""

@@ -121,6 +121,24 @@ def test_reliability_is_drawn_before_and_after_the_temperature(drawn):
         assert line.get_label() == f"T = {temperature:.3g}: error {error:.3f}"
 
 
+def test_length_is_shown_against_reward_within_pairs(drawn):
+    margins = torch.tensor([2.0, -1.0, 0.5, -3.0, 0.0, 1.0])
+    lengths = torch.tensor([[9, 4], [3, 8], [2, 6], [7, 5], [5, 1], [4, 4]]).float()
+    correlation = metrics.length_preference(margins, lengths[:, 0] - lengths[:, 1])
+    test = {"length_correlation": correlation}
+    figures._reward_length(Path("reward_length.png"), margins, lengths, test)
+    figure = drawn["reward_length.png"]
+    assert figure.get_suptitle().endswith(f"{correlation:.2f}")
+    (axes,) = figure.axes
+    points = {name: dots.get_offsets().tolist() for name, dots in entries(axes).items()}
+    assert points == {
+        "longer preferred": [[5, 2], [-5, -1]],
+        "shorter preferred": [[-4, 0.5], [2, -3]],
+    }
+    neither = axes.collections[-1].get_offsets().tolist()
+    assert neither == [[4, 0], [0, 1]]
+
+
 def test_an_untrained_model_is_drawn_too():
     draw(scale=0.0)
     draw(scale=0.0, compares=True)

@@ -60,6 +60,16 @@ def test_a_verdict_speaks_of_ratings_only_where_there_are_some():
     assert "MAE 1.23, RMSE 2.00, R² -0.50" in text
 
 
+def test_a_verdict_gives_the_accuracy_without_near_duplicates_where_there_are_some():
+    assert "nearly repeat" not in verdict(summary_of(80, 20))
+    new = {"n": 30, "n_prompts": 25, "accuracy": 0.7, "accuracy_low": 0.5, "accuracy_high": 0.8}
+    text = verdict(summary_of(80, 20, new_prompts=new))
+    assert "75 of the test prompts nearly repeat a training prompt" in text
+    assert "on the 30 pairs of the others 0.700 [0.500, 0.800]" in text
+    none = verdict(summary_of(80, 20, new_prompts={"n": 0, "n_prompts": 0}))
+    assert "100 of the test prompts" in none and "on the 0 pairs of the others –" in none
+
+
 def test_a_pair_is_shown_on_three_lines_with_its_ratings():
     pair = PreferencePair("How\n many?", "1234567890", "no", 9.0, 2.5)
     assert pair_text(pair, width=5) == (

@@ -23,7 +23,7 @@ def test_features_are_computed_once_and_again_when_anything_changes(tmp_path):
     assert again.origin.endswith(".float32")
     assert len(calls) == 1
     # What the cache saved are the seconds of the call that filled it.
-    assert (first.saved, again.saved) == (0, first.seconds)
+    assert (first.seconds_saved, again.seconds_saved) == (0, first.seconds)
     cached(compute, rows, tmp_path, weights="b")
     cached(compute, [[1], [2, 3]], tmp_path, weights="a")
     cached(compute, rows, None, weights="a")

@@ -18,9 +18,11 @@ from minirlhf.settings import FINETUNE
 
 LEARN = replace(FINETUNE, lr=1e-3, patience=1000, batch_size=8)
 ONE_STEP = replace(LEARN, lr=1.0, epochs=1, batch_size=9, warmup=0.0, clip=1e9)
+ONE_PAIR = replace(LEARN, epochs=3)
 SETTINGS = {
     "one step": ONE_STEP,
     "learn": replace(LEARN, epochs=20),
+    "one pair": ONE_PAIR,
     "accumulate": replace(LEARN, epochs=5, batch_size=2, accumulate=5),
 }
 
@@ -31,15 +33,18 @@ def plain(weights, **_):
 
 
 def train(encoder, settings):
-    """History, margins of all pairs, and how far each weight moved, for 9 pairs.
+    """History, margins of all pairs, and how far each weight moved, for 9 pairs or for one.
 
-    With 8 pairs a batch, one batch of an epoch is a single pair: one process has none of it.
+    With 8 pairs a batch, one batch of an epoch is a single pair: one process has none of it. Where
+    there is one pair in all, one process has nothing to read in training and in evaluation.
     """
     adamw = torch.optim.AdamW
     if settings is ONE_STEP:
         torch.optim.AdamW = plain
     built, token_rows, part = prepare("bt-finetune", encoder, pairs=9)
     part = part._replace(prompt=torch.arange(9))
+    if settings is ONE_PAIR:
+        part = part.pick(slice(1))
     loops.start_head(
         built, token_rows, part
     )  # as the loop will again; the rest is the gradient
@@ -82,13 +87,36 @@ def test_two_processes_do_what_one_does(tiny_encoder, tmp_path):
     history, _, _ = alone["learn"]
     assert len(history) == 20
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
-    for name in ("learn", "accumulate"):
+    for name in ("learn", "accumulate", "one pair"):
         history, margins, _ = alone[name]
         first, second = together[name]
         for mine, theirs in zip(first[0], history, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4)
         assert first[0] == second[0]
         torch.testing.assert_close(first[1], margins, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("approach", ["bt-finetune", "bt-frozen"])
+def test_a_run_with_fewer_pairs_than_processes_ends_as_any_other(
+    approach, tiny_encoder, pairs_file
+):
+    """Three processes, and one pair in each of the three parts."""
+    pairs, _ = data.build_pairs(checkpoint.read_jsonl(Path("pairs.jsonl")))
+    few = [part[0]._asdict() for part in data.split(pairs)]
+    checkpoint.write_jsonl(Path("few.jsonl"), few)
+    root = Path(__file__).parents[2]
+    flags = ["--approach", approach, "--dataset", "few.jsonl", "--model", tiny_encoder]
+    flags += ["--max-length", "64", "--epochs", "2", "--device", "cpu"]
+    flags += ["--tracking-uri", "none", "--output", "few"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "3", str(root / "train.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run([*launch, *flags], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(checkpoint.read_jsonl(Path("few/history.jsonl"))) == 2
+    assert checkpoint.read_json(Path("few/metrics.json"))["test"]["n"] == 1
 
 
 STOPPED = """

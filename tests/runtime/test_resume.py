@@ -131,6 +131,21 @@ def seconds_of_a_run(tiny_encoder: str) -> float:
     return time.perf_counter() - start
 
 
+def test_the_seconds_of_a_resumed_run_hold_those_before_it_was_stopped(
+    tiny_encoder, pairs_file, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, torch.optim.AdamW, "step", 25)
+        train.main(flags(tiny_encoder, "--output", "stopped"))
+    state_file = Path("stopped/state.safetensors")
+    saved = checkpoint.load_tensors(state_file)
+    assert saved.numbers["seconds"] > 0
+    an_hour_later = saved.numbers | {"seconds": saved.numbers["seconds"] + 3600}
+    checkpoint.save_tensors(state_file, saved.tensors, an_hour_later)
+    train.main(["--resume", "stopped"])
+    assert an_hour_later["seconds"] < metrics("stopped")["seconds"] < 7200
+
+
 def test_killed_twice(tiny_encoder, pairs_file):
     whole = seconds_of_a_run(tiny_encoder)
     for i, share in enumerate((0.6, 0.9)):
