@@ -55,6 +55,7 @@ from minirlhf import data, loops, score
 from minirlhf import model as models
 from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import FLAWS, draw_answer, generate, make_problem
+from minirlhf.commands.unseen import check_limit
 from minirlhf.metrics import bootstrap, credit, named
 from minirlhf.report import figures
 from minirlhf.report.tables import interval, table
@@ -113,6 +114,7 @@ def prompts_seen(run: Path) -> set[str]:
         limit = arguments["limit"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{config} does not say what the run was trained on") from error
+    check_limit(limit)
     if dataset != "arithmetic":
         return set()
     return {row["prompt"] for row in generate(limit or arithmetic.PAIRS)}
@@ -204,7 +206,7 @@ def fit_head(
     for _ in loops.fit_frozen(new, vectors, train, validation, settings):
         pass  # the loop gives the numbers of each epoch, and nobody reads them here
     margins = loops.evaluate(new, vectors, test).margins
-    accuracy = bootstrap(credit(margins), test.prompt.tolist())
+    accuracy = bootstrap(credit(margins), test.prompt.tolist(), ends=(0, 1))
     return TrainedHead(head, named("accuracy", accuracy))
 
 

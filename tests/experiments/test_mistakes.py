@@ -284,10 +284,10 @@ def test_one_seed_has_intervals_over_prompts_and_none_where_no_prompt_can_be_dra
     row = mistakes.summarize(BUGS[0], here, above)
     right, prompts = here[0].right, here[0].prompts
     assert [row["true"], row["true_low"], row["true_high"]] == list(
-        metrics.bootstrap(right, prompts)
+        metrics.bootstrap(right, prompts, ends=(0, 1))
     )
     assert [row["gain"], row["gain_low"], row["gain_high"]] == list(
-        metrics.bootstrap(right - above[0].right, prompts)
+        metrics.bootstrap(right - above[0].right, prompts, ends=(-1, 1))
     )
     assert row["overclaim"] == pytest.approx(0.70 - 0.875) and "overclaim_low" not in row
     assert row["claimed"] == 0.70 and "claimed_low" not in row
