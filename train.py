@@ -83,9 +83,10 @@ def run(settings: Settings) -> None:
     # Pairs whose sides became the same tokens are dropped, from the test part of all approaches.
     parts = parts._make(tokens.told_apart(part, texts.text_id, token_rows) for part in parts)
     counts["parts"] = data.sizes(parts)
-    train, train_untied, validation, test = (
-        data.make_part(part, texts, settings.balance) for part in parts
-    )
+    train = data.make_part(parts.train, texts, settings.balance)
+    train_untied = data.make_part(parts.train_untied, texts, settings.balance)
+    validation = data.make_part(parts.validation, texts, settings.balance)
+    test = data.make_part(parts.test, texts, settings.balance)
 
     # ---- frozen vectors: an encoder that does not learn reads each text only once
     seconds_saved = 0.0  # by the cache; they are counted as if there were none

@@ -215,7 +215,9 @@ def split(
     fold: 0 to 4. Each prompt is in the test part of exactly one fold.
     Raises ValueError if a part is empty.
     """
-    train, validation, test = [], [], []
+    train = []
+    validation = []
+    test = []
     for pair in pairs:
         prompt = normalize(pair.prompt).encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(prompt).digest()
@@ -447,7 +449,8 @@ def read_pair(
     chosen_rating = read_rating(comparison.chosen_rating)
     rejected_rating = read_rating(comparison.rejected_rating)
     if chosen_rating is None or rejected_rating is None:
-        chosen_rating, rejected_rating = None, None
+        chosen_rating = None
+        rejected_rating = None
     return PreferencePair(
         prompt, chosen, rejected, chosen_rating, rejected_rating, subset_of(row, names)
     )

@@ -520,7 +520,8 @@ def read_transcript(text: str) -> list[Turn]:
             continue
         for gap in (BLANK_LINE, LINE_END):
             nothing, *parts = re.split(gap + speaker, f"\n\n{text}")
-            speakers, texts = parts[0::2], parts[1::2]
+            speakers = parts[0::2]
+            texts = parts[1::2]
             if user in speakers and assistant in speakers:
                 roles = {user: "user", assistant: "assistant"}
                 spoken = zip(speakers, texts, strict=True)

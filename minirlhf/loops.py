@@ -193,8 +193,8 @@ def start_head(model: RewardModel, token_rows: Sequence, train: Part) -> None:
     The encoder learns what to show once the head knows what to look for, and the head learns what
     to look for once the encoder shows it. From a head at zero or at random it is a matter of chance
     how soon they find each other. Kumar et al. (2022, https://arxiv.org/abs/2202.10054) advise to
-    fit the head before the encoder moves. Pointing it was better than zero, than random and than a
-    fitted head; the trials are in experiments/README.md.
+    fit the head before the encoder moves. Pointing it was better than zero and than random, and no
+    worse than fitting it to the end; the trials are in experiments/README.md.
     """
     some = evenly(torch.arange(len(train.prompt)), ENOUGH)
     texts, pairs = distinct_texts(token_rows, train.pick(some))

@@ -30,7 +30,7 @@ HEADS = {
 AS_PUBLISHED = "as published"  # the pooling of a SentenceTransformer
 
 # How many padded tokens go through the encoder at once: on a CPU what its caches hold, on a GPU
-# what keeps it busy. Measured: see experiments/README.md.
+# what keeps it busy. That of the CPU was measured: see experiments/README.md.
 TOKENS_AT_ONCE = {"cpu": 1024, "other": 16384}
 
 # How far padding may move the vectors of a text, as a share of their length. The order of float32
@@ -243,7 +243,7 @@ def choose_what_learns(encoder: nn.Module, approach: str) -> None:
 
     In bt-finetune all of them do but the word embeddings. Those are half of a small encoder's
     weights, a batch touches few of them, and a small data set says nothing about most words.
-    Leaving them alone cost nothing on validation (experiments/README.md).
+    No cost of leaving them alone was seen on validation (experiments/README.md).
     Raises ValueError if the model has no table of word embeddings.
     """
     for name, weight in encoder.named_parameters():

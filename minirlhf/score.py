@@ -48,7 +48,8 @@ class Scorer:
         self, prompts: Sequence[Conversation], responses: Sequence[Conversation]
     ) -> list[float]:
         """The reward of each (prompt, response), in their order."""
-        prompt_texts, response_texts = [], []
+        prompt_texts = []
+        response_texts = []
         for prompt, response in zip(prompts, responses, strict=True):
             prompt_text, one_response = write_texts(read_question(prompt), [response])
             prompt_texts.append(prompt_text)
@@ -110,7 +111,8 @@ class Scorer:
         """As `judge`, for texts that are written as the model reads them already."""
         if self.approach == "classification":
             return [self.win_rates(prompt, responses) for prompt, responses in items]
-        prompts, flat = [], []
+        prompts = []
+        flat = []
         for prompt, responses in items:
             prompts.extend([prompt] * len(responses))
             flat.extend(responses)

@@ -7,8 +7,8 @@ other settings writes `replace(FINETUNE, epochs=1)`.
 How to train depends on the approach, so there are two presets: `FINETUNE` for bt-finetune, and
 `FROZEN` for the three approaches whose encoder is frozen, so that they train nothing but a head.
 None stands for a setting that was not given, or that the approach does not use. Typing a flag that
-the approach does not use is an error. The defaults were compared on validation data; what was tried
-is in `minirlhf/experiments/README.md`.
+the approach does not use is an error. Most defaults were compared with others on validation data;
+what was tried is in `minirlhf/experiments/README.md`.
 
 Copy this file alone; it needs nothing but Python. Read next: `train.py`, then `data.py`.
 
@@ -160,8 +160,8 @@ class Settings:
     )  # fmt: skip
     dropout: float | None = real(
         0.0, 0, 0.9,
-        "0 turns it off: the two sides of a pair would see two dropout masks, and that noise is "
-        "as large as the margins to be learned",
+        "0 turns it off: the two sides of a pair would see two dropout masks, and the margin is a "
+        "difference of the two",
         if_frozen=None, used_by=("bt-finetune",),
     )  # fmt: skip
     label_smoothing: float = real(

@@ -43,6 +43,7 @@ write answers that are never drawn here.
 
 import math
 import random
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -572,8 +573,8 @@ def draw_curve(axes, table_rows: list[dict], name: str, kind: str) -> None:
     axes.fill_between(bounds, low, high, color=look.color, alpha=0.15, linewidth=0)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Judge a run, and write and print what came of it."""
+def overoptimize_parser() -> ArgumentParser:
+    """The flags of this experiment."""
     parser = command("overoptimize", "See a reward over-optimised.")
     add = parser.add_argument
     add("run", help="a run folder, such as runs/bt-finetune")
@@ -594,6 +595,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--output", metavar="FOLDER", help="(default: RUN/overoptimize)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Judge a run, and write and print what came of it."""
+    parser = overoptimize_parser()
     args = parser.parse_args(argv)
     quiet_transformers()
     with one_line(parser):
