@@ -79,16 +79,16 @@ def run(settings: Settings) -> None:
     encoded = model.encode(texts.prompts, texts.responses)
     token_rows = encoded.token_rows
     counts |= model.count_tokens(pairs, texts, encoded)
-    print(tokens.in_words(counts, settings.max_length))
-    # Pairs whose sides became the same tokens are dropped, from the test part of all approaches.
-    parts = parts._make(tokens.told_apart(part, texts.text_id, token_rows) for part in parts)
+    print(tokens.describe_truncation(counts, settings.max_length))
+    # Pairs whose two sides have the same token ids are dropped from every part.
+    parts = models.drop_identical_pairs(parts, texts, token_rows)
     counts["parts"] = data.sizes(parts)
     train = data.make_part(parts.train, texts, settings.balance)
     train_untied = data.make_part(parts.train_untied, texts, settings.balance)
     validation = data.make_part(parts.validation, texts, settings.balance)
     test = data.make_part(parts.test, texts, settings.balance)
 
-    # ---- frozen vectors: an encoder that does not learn reads each text only once
+    # ---- frozen vectors: of an encoder that does not learn they are computed once for training
     seconds_saved = 0.0  # by the cache; they are counted as if there were none
     if is_frozen:
         frozen = models.frozen_features(model, token_rows, device, keep=not settings.no_cache)
@@ -104,7 +104,7 @@ def run(settings: Settings) -> None:
         settings.tracking_uri, settings.experiment, output, asdict(settings), again=is_resumed
     ) as log:
         if is_resumed:
-            config = run_folder.same_config(Path(settings.resume), config)
+            config = run_folder.resumed_config(Path(settings.resume), config)
         else:
             run_folder.check_disk(output, resume.bytes_needed(model))
             with checkpoint.whole_folder(output, settings.overwrite) as folder:
@@ -116,7 +116,7 @@ def run(settings: Settings) -> None:
         state_file = Path(settings.resume or output) / "state.safetensors"
         state = loops.new_state(model, settings)
         if is_frozen:
-            epochs = loops.fit_frozen(model, features, train, validation, settings)
+            epochs = loops.fit_frozen(model, features, train, validation, settings, state)
         else:
             resume.load_state(state_file, state)
             epochs = loops.fit_finetune(

@@ -155,7 +155,11 @@ def without_repeats(
 def describe(
     pairs: Sequence[PreferencePair], dropped: Dropped, names: dict[str, str | None]
 ) -> dict:
-    """The greater part of the report that `build_pairs` gives: what the rows became."""
+    """The counts of the report that `build_pairs` gives.
+
+    Rows and pairs, pairs dropped by reason, rated pairs and their ties, the columns that were used,
+    subsets, median lengths, and a checksum of the pairs.
+    """
     rated = [pair for pair in pairs if pair.chosen_rating is not None]
     against = [pair for pair in rated if pair.chosen_rating < pair.rejected_rating]
     digest = hashlib.sha256()
@@ -309,7 +313,7 @@ class Texts(NamedTuple):
 
 
 class Part(NamedTuple):
-    """N pairs as tensors: which of the distinct texts each side is, and its rating."""
+    """N pairs as tensors, a whole part or one batch of it: the texts of each side, and ratings."""
 
     chosen: torch.Tensor  # (N,) int64, text ids
     rejected: torch.Tensor  # (N,) int64
@@ -423,7 +427,7 @@ def responses_of(value) -> Sequence:
 
 def ratings_of(value, responses: Sequence) -> Sequence:
     """A rating for each response: those of a list that is as long, or one for all."""
-    if len(responses) > 1 and isinstance(value, list) and len(value) == len(responses):
+    if isinstance(value, list) and len(value) == len(responses):
         return value
     return [value] * len(responses)
 

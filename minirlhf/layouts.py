@@ -2,9 +2,10 @@
 
 Public data write a conversation in many forms: a string, a list of messages, a transcript, a
 question and a column of earlier turns. All of them become one prompt and its responses in one
-place, `write_texts`. Training, evaluation and scoring all go through it, so a conversation is
-scored as the same text that was trained on. The plainest layout has a prompt and two responses,
-and you may skip this file at the first reading.
+place, `write_texts`. Training, evaluation and scoring all go through it, so a prompt with a
+response of one turn is the same text in all three. (Where the responses of a pair have several
+turns, the text depends on both: score them together to get the text of training.) The plainest
+layout has a prompt and two responses, and you may skip this file at the first reading.
 
 Copy this file alone; it needs nothing but Python. Read next: `tokens.py`.
 
@@ -257,7 +258,8 @@ def write_texts(
 ) -> tuple[str, list[str]]:
     """The prompt and the responses as the texts that a model reads: (prompt, texts).
 
-    This is the one way from a conversation to text, for training, evaluation and scoring.
+    Training, evaluation and scoring all use it. Responses of one turn each are the same text
+    together and alone; of responses with several turns that holds only for the same group.
 
     before: the turns before the responses; without any, each response holds the conversation.
     responses: strings, messages, or lists of messages.
@@ -271,8 +273,8 @@ def write_texts(
     names = names or ["response"] * len(responses)
     sides = read_sides(before, responses, names)
     shared = shared_turns(sides)
-    if len(sides) == 1 and before:  # it is given where the response begins
-        shared = min(shared, len(before))
+    if len(sides) == 1 and before and sides[0][: len(before)] == before:
+        shared = min(shared, len(before))  # one response says nothing of where the prompt ends
     if not shared:
         raise UnusableRow("the two sides share no prompt", responses[0])
     if before and before[-1].role == "assistant":
@@ -362,7 +364,7 @@ def joined(before: list[Turn], after: list[Turn]) -> list[Turn]:
 def shared_turns(sides: Sequence[Sequence[Turn]]) -> int:
     """How many turns at the beginning are the prompt: those that all sides share.
 
-    Each side keeps a turn of its own, and the prompt ends with a turn of the user.
+    Each side keeps a turn of its own, and the prompt does not end with a turn of the assistant.
     """
     first = sides[0]
     most = min(len(side) for side in sides) - 1

@@ -8,9 +8,9 @@ print, log and save it. Run to the end, both leave the model with the weights of
 The best epoch is the one with the lowest calibrated loss on validation: the negative log-likelihood
 of the preferences after the margins were divided by the temperature that suits them best. The plain
 loss is no guide. After an epoch or two the mistakes of a fine-tuned model grow more confident,
-which raises its loss even where it ranks more pairs right; confidence can be mended afterwards, and
-a wrong order cannot. Accuracy is a poor guide, too: it counts a margin of 0.01 like one of 10, and
-on a few hundred pairs it jumps by chance.
+which raises its loss even where it ranks more pairs right; a temperature can correct the confidence
+after training, but it cannot change the ranking. Accuracy is a poor guide, too: it counts a margin
+of 0.01 like one of 10, and on a few hundred pairs it jumps by chance.
 
 `train_loss` and `train_accuracy` are summed up during the epoch, each pair before the update that
 it belongs to, so they are behind the accuracy that the finished epoch would have on the same pairs.
@@ -45,17 +45,23 @@ PAIRS_AT_ONCE = 5000  # in evaluation, so that memory stays flat
 
 
 def fit_frozen(
-    model: RewardModel, features: Tensor, train: Part, validation: Part, settings: Settings
+    model: RewardModel,
+    features: Tensor,
+    train: Part,
+    validation: Part,
+    settings: Settings,
+    state: TrainingState | None = None,
 ) -> Iterator[dict]:
     """Train a head on frozen vectors (U, D), and yield a record of each epoch.
 
     train, validation: pairs whose texts are rows of `features`.
+    state: `new_state(model, settings)`, for a caller who wants to look at it.
     Raises FloatingPointError if a loss is not finite.
     """
     training_step = STEPS[model.info["approach"]]
     train = train.to(features.device)
     fit_scales(model, features, train)
-    state = new_state(model, settings)
+    state = state or new_state(model, settings)
 
     for epoch in range(1, settings.epochs + 1):
         start = time.perf_counter()
@@ -106,7 +112,7 @@ def shrink_ratings(model: RewardModel, features: Tensor, validation: Part) -> No
 
 
 def evenly(items: Tensor, most: int) -> Tensor:
-    """At most `most` of the items: all of few; of many every second one, or every third ..."""
+    """All items if there are at most `most`; otherwise every second one, or every third ..."""
     every = math.ceil(len(items) / most)
     return items[::every]
 

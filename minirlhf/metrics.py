@@ -131,7 +131,9 @@ def _with_imaginary_prompts(
     total: Tensor, count: Tensor, ends: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
     """Two more prompts, one at each end of the values: (G, S) and (G, S) -> both (G + 2, S)."""
-    average = count.mean(dim=0)  # (S,) the pairs of an average prompt, in each subset
+    # (S,) the pairs of an average prompt among those that have any in the subset. An average over
+    # all prompts would nearly vanish in a small subset, and its interval would be too narrow.
+    average = count.sum(dim=0) / (count > 0).sum(dim=0)
     smallest, largest = ends
     imaginary = torch.stack([smallest * average, largest * average])  # (2, S)
     return torch.cat([total, imaginary]), torch.cat([count, average.expand(2, -1)])

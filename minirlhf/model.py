@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf import encoders, heads, pooling, tokens
-from minirlhf.data import PreferencePair, Texts
+from minirlhf.data import Parts, PreferencePair, Texts
 from minirlhf.runtime import checkpoint, features, precision
 from minirlhf.runtime.device import Device
 from minirlhf.runtime.tracking import progress_bar
@@ -128,7 +128,7 @@ class RewardModel(nn.Module):
         lost = tokens.count_lost_questions(
             questions, texts.responses, token_rows, self.tokenizer, max_length
         )
-        apart = tokens.told_apart(pairs, texts.text_id, token_rows)
+        apart = tokens.drop_identical_pairs(pairs, texts.text_id, token_rows)
         return {
             "texts": len(token_rows),
             "texts_cut": encoded.cut,
@@ -145,6 +145,12 @@ class RewardModel(nn.Module):
             return self
         encoder = precision.copy_in(self.encoder, dtype)
         return RewardModel(encoder, self.tokenizer, self.head, self.info)
+
+
+def drop_identical_pairs(parts: Parts, texts: Texts, token_rows: Sequence) -> Parts:
+    """The parts without the pairs whose two sides became the same tokens."""
+    kept = [tokens.drop_identical_pairs(pairs, texts.text_id, token_rows) for pairs in parts]
+    return Parts(*kept)
 
 
 # ---- a new model

@@ -192,7 +192,7 @@ def count_lost_questions(
     return lost
 
 
-def in_words(counts: dict[str, int], max_length: int) -> str:
+def describe_truncation(counts: dict[str, int], max_length: int) -> str:
     """What became of some texts as tokens; with a warning where most of them lost something.
 
     counts: `texts`, how many there are; `texts_cut`, how many were too long; `questions_lost`, how
@@ -212,7 +212,7 @@ def in_words(counts: dict[str, int], max_length: int) -> str:
     return "\n".join(lines)
 
 
-def told_apart(
+def drop_identical_pairs(
     pairs: Sequence, text_id: dict[tuple[str, str], int], token_rows: Sequence
 ) -> list:
     """The pairs whose two sides are different token rows; the others show no model any difference.

@@ -604,3 +604,33 @@ def test_balance_gives_every_subset_the_same_weight():
     balanced = data.make_part(pairs, texts, balance=True)
     assert plain.weight.tolist() == [1.0] * 10
     assert balanced.weight[:8].sum() == balanced.weight[8:].sum() == 5
+
+
+def test_a_list_of_one_response_keeps_the_rating_of_its_list():
+    row = {"prompt": "2 + 2?", "chosen": ["4"], "chosen_rating": [5.0]}
+    row |= {"rejected": ["5", "6"], "rejected_rating": [1.0, 2.0]}
+    pairs, _ = data.build_pairs([row])
+    ratings = [(pair.chosen_rating, pair.rejected_rating) for pair in pairs]
+    assert ratings == [(5.0, 1.0), (5.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "side": [("system", "S"), ("user", "q"), ("assistant", "{}")]},
+        {
+            "prompt": "q2",
+            "side": [("user", "q1"), ("assistant", "x"), ("user", "q2"), ("assistant", "{}")],
+        },
+    ],
+)
+def test_a_response_that_repeats_the_conversation_is_the_same_text_alone(row):
+    """The prompt column holds the last question only, and each side the whole conversation."""
+    a, b = (
+        [{"role": role, "content": text.format(answer)} for role, text in row["side"]]
+        for answer in ("one", "two")
+    )
+    question = layouts.read_question(row["prompt"])
+    prompt, texts = layouts.write_texts(question, [a, b])
+    assert texts == ["one", "two"]
+    assert layouts.write_texts(question, [a]) == (prompt, ["one"])

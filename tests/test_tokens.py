@@ -154,9 +154,10 @@ def counts(**changes) -> dict[str, int]:
 
 def test_a_warning_says_what_most_texts_lost_and_the_flag_to_raise():
     assert (
-        tokens.in_words(counts(texts_cut=5), 40) == "texts     10 distinct, 5 cut to 40 tokens"
+        tokens.describe_truncation(counts(texts_cut=5), 40)
+        == "texts     10 distinct, 5 cut to 40 tokens"
     )
-    said = tokens.in_words(counts(texts_cut=6, questions_lost=1, same_tokens=3), 40)
+    said = tokens.describe_truncation(counts(texts_cut=6, questions_lost=1, same_tokens=3), 40)
     assert "3 pairs whose sides are the same tokens" in said
     assert "6 of 10 texts are cut, and 1 have lost their whole question" in said
     assert "raise --max-length above 40" in said
@@ -171,10 +172,10 @@ def test_pairs_whose_sides_became_the_same_tokens_are_dropped():
     texts = data.number_texts(pairs)
     rows = {("q", "a"): [1], ("q", "b"): [1], ("q", "c"): [2], ("r", "a"): [3], ("r", "b"): [1]}
     token_rows = [rows[text] for text in texts.text_id]
-    assert tokens.told_apart(pairs, texts.text_id, token_rows) == pairs[1:]
-    assert tokens.told_apart([], texts.text_id, token_rows) == []
+    assert tokens.drop_identical_pairs(pairs, texts.text_id, token_rows) == pairs[1:]
+    assert tokens.drop_identical_pairs([], texts.text_id, token_rows) == []
     with pytest.raises(ValueError, match="of all 1 pairs .* raise --max-length"):
-        tokens.told_apart(pairs[:1], texts.text_id, token_rows)
+        tokens.drop_identical_pairs(pairs[:1], texts.text_id, token_rows)
 
 
 # ---- batches

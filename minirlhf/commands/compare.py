@@ -6,12 +6,13 @@
 
 It starts `python train.py ...` once for each approach and fold, in a process of its own, and then
 reads the run folders. With five folds each pair is tested once, and how much the folds differ shows
-how much is due to the chance of training. Beside the four approaches stands
-`response only`: bt-finetune, trained without the prompts. What it gets right needs no question.
+how much is due to the chance of training. A fifth row, `response only`, is bt-finetune (with the
+same flags) trained without the prompts.
 
 Any flag of `train.py` is handed on, to the approaches that understand it. A flag for one approach
-alone is given in quotes behind its name, as above. What is finished is not done again: after Ctrl-C
-or a crash, the same command goes on.
+alone is given in quotes behind its name, as above. After Ctrl-C or a crash, type the same command
+again: finished runs are kept, a bt-finetune goes on after its last whole epoch, and another run
+that was stopped starts over.
 
 The folder of the comparison (`--output`, default `runs/compare`) has a run folder and a log for
 each run, and the result as `comparison.md`, `.json` and `.png`. In MLflow its runs are children of
@@ -40,10 +41,11 @@ from minirlhf.settings import (
 
 RESPONSE_ONLY = "response only"
 OURS = ("approach", "fold", "output", "overwrite", "resume", "response_only")
-# All approaches are tested on the same pairs, so these are no flags for one approach alone.
+# These decide which pairs are tested, so they must be the same for all approaches.
 DATA = (
     "dataset",
     "split",
+    "config",
     "prompt_column",
     "chosen_column",
     "rejected_column",
@@ -163,6 +165,7 @@ def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None
                     train(job, fold, folder)
                     tracking.make_child(uri, folder, output)
                 runs[job.name].append(comparison.read_run(folder))
+                comparison.check_same_data(runs)
                 test = checkpoint.read_json(folder / "metrics.json")["test"]
                 print(
                     f"{job.name:15} fold {fold}  test accuracy {interval(test)}",
@@ -170,7 +173,7 @@ def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None
                 )
 
         table_rows = comparison.compared(runs)
-        text = comparison.table(table_rows) + comparison.survivors(table_rows)
+        text = comparison.table(table_rows) + comparison.supported_differences(table_rows)
         text += comparison.warning(table_rows)
         checkpoint.write_json(output / "comparison.json", table_rows)
         checkpoint.write_text(output / "comparison.md", text)

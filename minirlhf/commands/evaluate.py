@@ -65,7 +65,7 @@ def evaluate_pairs(scorer: score.Scorer, pairs: Sequence[data.PreferencePair]) -
     texts = data.number_texts(pairs)
     token_rows = scorer.model.encode(texts.prompts, texts.responses).token_rows
     count = len(pairs)
-    pairs = tokens.told_apart(pairs, texts.text_id, token_rows)
+    pairs = tokens.drop_identical_pairs(pairs, texts.text_id, token_rows)
     judged = loops.evaluate_texts(scorer.model, token_rows, data.make_part(pairs, texts))
     if not judged.margins.isfinite().all():
         raise ValueError("the model gives rewards that are not finite")

@@ -29,7 +29,7 @@ PROMPTS = (5, 10, 20, 50, 100, 200)
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DISAGREEMENTS = (0.1, 0.3)
 SMALL_SUBSETS = (2, 3, 5, 10)
-LARGE_SUBSETS = [40, 40, 40, 40]
+LARGE_SUBSETS = ([40, 40, 40, 40], [200])  # prompts of each, beside a small one
 CORRELATION = 0.3  # of two pairs of one prompt
 TRIALS = 400  # a measured share of 0.95 is then good to 0.02, twice its standard error
 RESAMPLES = 400
@@ -143,11 +143,19 @@ def measure(trials: int) -> dict[str, list[dict]]:
                 about = {"prompts": prompts, "disagree": disagree, "truth": truth}
                 found["difference"].append(about | hits)
 
-    for small in SMALL_SUBSETS:
-        for share in (0.6, 0.8, 0.95):
-            invent = partial(invent_accuracy, share, [*LARGE_SUBSETS, small])
-            hits = count_hits(invent, share, (0, 1), trials)
-            found["small_subset"].append({"prompts": small, "share": share} | hits)
+    found["small_subset"] = measure_small_subsets(trials)
+    return found
+
+
+def measure_small_subsets(trials: int) -> list[dict]:
+    """The mean over subsets, one of which has few prompts."""
+    found = []
+    for large in LARGE_SUBSETS:
+        for small in SMALL_SUBSETS:
+            for share in (0.6, 0.8, 0.95):
+                invent = partial(invent_accuracy, share, [*large, small])
+                hits = count_hits(invent, share, (0, 1), trials)
+                found.append({"large": large, "prompts": small, "share": share} | hits)
     return found
 
 
@@ -170,8 +178,9 @@ def tables(found: dict[str, list[dict]]) -> str:
 
     lines = []
     for row in found["small_subset"]:
-        lines.append([row["prompts"], f"{row['share']:g}", pair_of_shares(row, "")])
-    titles = ["prompts of the small subset", "share", "holds it"]
+        large = " + ".join(str(prompts) for prompts in row["large"])
+        lines.append([large, row["prompts"], f"{row['share']:g}", pair_of_shares(row, "")])
+    titles = ["prompts of the large subsets", "of the small one", "share", "holds it"]
     return text + "\n" + table(titles, lines)
 
 

@@ -5,8 +5,8 @@ interval of their difference is much narrower than those of the two accuracies.
 
 There are two kinds of interval. One comes from resampling prompts and is about the models that were
 trained. The other comes from how much the folds differ, in each of which a model was trained anew,
-so it holds the chance of training as well. A difference is called one of the approaches only if
-both intervals lie on one side of zero.
+so it contains the chance of training as well. We credit a difference to the approaches, and not to
+chance, only if both intervals exclude zero.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ class TestedRun(NamedTuple):
     lengths: Tensor  # (N, 2) characters of the chosen and the rejected response
     prompts: list[str]  # (N,) normalised
     subsets: list[str]  # (N,)
+    data: str = ""  # checksum of all pairs that the run was made from
 
 
 class Pooled(NamedTuple):
@@ -49,6 +50,7 @@ class Pooled(NamedTuple):
 def read_run(folder: Path) -> TestedRun:
     """A finished run from its folder."""
     summary = checkpoint.read_json(folder / "metrics.json")
+    config = checkpoint.read_json(folder / "config.json")
     pairs = checkpoint.read_jsonl(folder / "predictions.jsonl")
     return TestedRun(
         trained=summary["trained"],
@@ -58,7 +60,18 @@ def read_run(folder: Path) -> TestedRun:
         lengths=torch.tensor([pair["lengths"] for pair in pairs]),
         prompts=[normalize(pair["prompt"]) for pair in pairs],
         subsets=[pair["subset"] for pair in pairs],
+        data=config["data"]["sha256"],
     )
+
+
+def check_same_data(runs: dict[str, list[TestedRun]]) -> None:
+    """Raise ValueError if not all runs were made from the same pairs."""
+    checksums = {run.data for of_one in runs.values() for run in of_one}
+    if len(checksums) > 1:
+        raise ValueError(
+            "the data changed between two runs of this comparison, so its runs cannot be "
+            "compared; start it anew with --overwrite, or give another --output"
+        )
 
 
 def pool(runs: Sequence[TestedRun]) -> Pooled:
@@ -187,7 +200,7 @@ def shown_lead(row: dict) -> str:
     return ""
 
 
-def survivors(table_rows: Sequence[dict]) -> str:
+def supported_differences(table_rows: Sequence[dict]) -> str:
     """One sentence: which differences in accuracy are shown over prompts and over folds alike."""
     pairs_of_rows = [row for row in table_rows if "better" in row]
     if not pairs_of_rows:

@@ -105,7 +105,7 @@ def not_sound(folder: Path) -> ValueError:
     return ValueError(f"{folder} holds no sound run of this version to go on with")
 
 
-def same_config(folder: Path, now: dict) -> dict:
+def resumed_config(folder: Path, now: dict) -> dict:
     """The `config.json` with which the run in the folder was started.
 
     now: what it would be today. Raises ValueError if the run would go on with other data or with

@@ -98,7 +98,7 @@ def test_how_much_the_folds_differ_is_shown_beside_the_intervals_over_prompts():
     assert [cells[place] for cells in body] == expected
     place = head.index("spread of the folds")
     assert [cells[place] for cells in body] == ["0.010", f"{shaky['fold_spread']:.3f}", "–"]
-    assert comparison.survivors([steady, shaky]).endswith("alike: none.\n")
+    assert comparison.supported_differences([steady, shaky]).endswith("alike: none.\n")
 
 
 def test_only_what_survives_prompts_and_folds_is_claimed():
@@ -107,12 +107,12 @@ def test_only_what_survives_prompts_and_folds_is_claimed():
         "good": folds_of([80, 81, 80, 82, 81]),
         "same": folds_of([80, 80, 81, 81, 80]),
     }
-    text = comparison.survivors(comparison.compared(runs))
+    text = comparison.supported_differences(comparison.compared(runs))
     assert text.endswith("over prompts and over folds alike: best over good.\n")
     one_fold = {name: of_one[:1] for name, of_one in runs.items()}
-    text = comparison.survivors(comparison.compared(one_fold))
+    text = comparison.supported_differences(comparison.compared(one_fold))
     assert "none is shown between the approaches" in text
-    assert comparison.survivors(comparison.compared({"best": runs["best"]})) == ""
+    assert comparison.supported_differences(comparison.compared({"best": runs["best"]})) == ""
 
 
 def test_a_copy_without_prompts_that_is_better_is_claimed_too():
@@ -120,7 +120,7 @@ def test_a_copy_without_prompts_that_is_better_is_claimed_too():
         "bt-finetune": folds_of([80, 81, 80]),
         "response only": folds_of([90, 91, 91]),
     }
-    text = comparison.survivors(comparison.compared(runs))
+    text = comparison.supported_differences(comparison.compared(runs))
     assert text.endswith("alike: response only over bt-finetune.\n")
 
 
@@ -137,7 +137,7 @@ def test_a_comparison_that_was_written_before_there_were_folds_in_it_has_no_such
             del row[name]
     head, *_ = table_cells(comparison.table(rows))
     assert not [title for title in head if title.endswith("folds")]
-    assert comparison.survivors(rows) == ""
+    assert comparison.supported_differences(rows) == ""
 
 
 def test_pairs_of_one_prompt_stay_together_in_a_comparison():
@@ -223,3 +223,11 @@ def test_the_comparison_is_a_markdown_table():
     assert interval(rows[0]) in better
     assert interval(rows[1], "minus_better_accuracy") in worse
     assert chance.count("0.500") == 2 and set(chance[1:]) <= {"0.500", "0", "–"}
+
+
+def test_runs_of_different_data_are_not_compared():
+    runs = two_folds()
+    comparison.check_same_data(runs)
+    runs["worse"][1] = runs["worse"][1]._replace(data="of another file")
+    with pytest.raises(ValueError, match="the data changed between two runs"):
+        comparison.check_same_data(runs)
