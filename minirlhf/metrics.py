@@ -84,8 +84,8 @@ def bootstrap(
     prompts: the prompt of each of the N pairs. Whenever a prompt is drawn, all of its pairs are.
     subsets: the subset of each of the N pairs. If they are given, the estimate is the mean over
         subsets of each subset's mean. A resample may contain no pair of some subset, which is then
-        left out of that resample's mean. A subset of two or three prompts shows too little of how
-        prompts differ, so the interval is somewhat too narrow (experiments/README.md).
+        left out of that resample's mean. Where a subset has few prompts the percentile interval can
+        be much too narrow; with `ends` it is rather wider than it need be (experiments/README.md).
     ends: the smallest and the largest value that a pair can have: (0, 1) for an accuracy, (-1, 1)
         for a difference of two. None for values without such ends.
 
