@@ -22,7 +22,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 @pytest.fixture(autouse=True)
 def away_from_home(tmp_path, monkeypatch):
-    """Every test works in its own folder and keeps its caches there."""
+    """Every test works in its own folder, keeps its caches there, and draws the same numbers."""
+    torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIRLHF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
