@@ -402,14 +402,16 @@ def comparisons(row: dict, names: dict[str, str | None]) -> list[Comparison]:
 
     names: what `find_columns` returned.
     """
-    chosen_responses = responses_of(row.get(names["chosen"]))
-    rejected_responses = responses_of(row.get(names["rejected"]))
-    chosen_ratings = ratings_of(row.get(names["chosen_rating"]), chosen_responses)
-    rejected_ratings = ratings_of(row.get(names["rejected_rating"]), rejected_responses)
+    chosen = row.get(names["chosen"])
+    rejected = row.get(names["rejected"])
+    chosen_ratings = ratings_of(row.get(names["chosen_rating"]), chosen)
+    rejected_ratings = ratings_of(row.get(names["rejected_rating"]), rejected)
+    chosen_responses = responses_of(chosen)
+    rejected_responses = responses_of(rejected)
     found = []
-    for chosen, chosen_rating in zip(chosen_responses, chosen_ratings, strict=True):
-        for rejected, rejected_rating in zip(rejected_responses, rejected_ratings, strict=True):
-            found.append(Comparison(chosen, rejected, chosen_rating, rejected_rating))
+    for better, better_rating in zip(chosen_responses, chosen_ratings, strict=True):
+        for worse, worse_rating in zip(rejected_responses, rejected_ratings, strict=True):
+            found.append(Comparison(better, worse, better_rating, worse_rating))
     return found
 
 
@@ -425,9 +427,10 @@ def responses_of(value) -> Sequence:
     return value if is_list_of_responses(value) else [value]
 
 
-def ratings_of(value, responses: Sequence) -> Sequence:
-    """A rating for each response: those of a list that is as long, or one for all."""
-    if isinstance(value, list) and len(value) == len(responses):
+def ratings_of(value, side) -> Sequence:
+    """A rating for each response of a side: those of a list that is as long, or one for all."""
+    responses = responses_of(side)
+    if is_list_of_responses(side) and isinstance(value, list) and len(value) == len(responses):
         return value
     return [value] * len(responses)
 
