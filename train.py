@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from minirlhf.runtime import run_folder
-from minirlhf.runtime.command_line import one_line, quiet_transformers
+from minirlhf.runtime.command_line import one_line, print_at_once, quiet_transformers
 from minirlhf.settings import Settings, flag_parser, from_config, read_flags
 
 
@@ -83,10 +83,9 @@ def run(settings: Settings) -> None:
     # Pairs whose two sides have the same token ids are dropped from every part.
     parts = models.drop_identical_pairs(parts, texts, token_rows)
     counts["parts"] = data.sizes(parts)
-    train = data.make_part(parts.train, texts, settings.balance)
-    train_untied = data.make_part(parts.train_untied, texts, settings.balance)
-    validation = data.make_part(parts.validation, texts, settings.balance)
-    test = data.make_part(parts.test, texts, settings.balance)
+    train, train_sample, validation, test = [
+        data.make_part(part, texts, settings.balance) for part in parts
+    ]
 
     # ---- frozen vectors: of an encoder that does not learn they are computed once for training
     seconds_saved = 0.0  # by the cache; they are counted as if there were none
@@ -115,15 +114,21 @@ def run(settings: Settings) -> None:
         # ---- training: a record of each epoch is printed, logged and saved, and so is the model
         state_file = Path(settings.resume or output) / "state.safetensors"
         state = loops.new_state(model, settings)
+
+        def log_step(record: dict) -> None:
+            checkpoint.append_jsonl(output / "steps.jsonl", record)
+            log(record, step=record["step"])
+
         if is_frozen:
             epochs = loops.fit_frozen(model, features, train, validation, settings, state)
         else:
             resume.load_state(state_file, state)
             epochs = loops.fit_finetune(
-                model, token_rows, train, validation, settings, device.dtype, state
+                model, token_rows, train, validation, settings, device.dtype, state, log_step
             )
         seconds_before = state.seconds
-        history = checkpoint.read_jsonl(output / "history.jsonl")[: state.epoch]
+        history = checkpoint.cut_jsonl(output / "history.jsonl", "epoch", state.epoch)
+        checkpoint.cut_jsonl(output / "steps.jsonl", "step", state.step)
         for record in epochs:
             print(console_row(record))
             history.append(record)
@@ -139,23 +144,24 @@ def run(settings: Settings) -> None:
             models.save(model, output / "model")
 
         # ---- evaluation. The test pairs are scored once, here, and nothing depends on the result.
-        # They are scored as a user will score texts: from their tokens, in float32. The other two
-        # parts are evaluated in the precision of training.
+        # They are scored in float32, as a user will score texts, and the other parts in the
+        # precision of training. What has been read already is not read again.
         if is_frozen:
-            on_train = loops.evaluate(model, features, train_untied)
+            on_train = loops.evaluate(model, features, train_sample)
             on_validation = loops.evaluate(model, features, validation)
         else:
             working_copy = model.in_precision(device.dtype)
-            on_train = loops.evaluate_texts(
-                working_copy, token_rows, train_untied, progress=True
-            )
-            on_validation = loops.evaluate_texts(working_copy, token_rows, validation)
-        on_test = loops.evaluate_texts(model, token_rows, test, progress=True)
+            on_train = loops.evaluate_texts(working_copy, token_rows, train_sample)
+            on_validation = loops.Evaluation(**state.validation)  # of the epoch that was kept
+        if is_frozen and device.dtype == features.dtype:
+            on_test = loops.evaluate(model, features, test)
+        else:
+            on_test = loops.evaluate_texts(model, token_rows, test)
         summary = results.summarize_run(
             settings, encoder, model.info, parts, on_train, on_validation, on_test
         )
         summary["seconds"] = seconds_before + seconds_saved + time.perf_counter() - start
-        results.write_report(output, summary, config, history, parts.test, on_test)
+        results.write_report(output, summary, config, parts.test, on_test)
         test_numbers = {f"test_{name}": value for name, value in summary["test"].items()}
         log(test_numbers, step=len(history))
         checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
@@ -164,11 +170,7 @@ def run(settings: Settings) -> None:
 
     # ---- what came out
     print("\n" + verdict.verdict(summary))
-    print(f"{summary['seconds']:.0f} seconds, features included; all is in {output}")
-    print(f"the most confident mistakes: {output / 'mistakes.md'}")
-    print(
-        f"next: python -m minirlhf score {shlex.quote(settings.output)} --prompt 2+2 --response 4"
-    )
+    print(verdict.what_next(summary, settings.output))
 
 
 def column_names(settings: Settings) -> dict[str, str | None]:
@@ -211,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script. Bad input ends with one sentence on stderr and exit code 2."""
     about, examples = __doc__.split("\n\n")[:2]
     parser = flag_parser(about, examples)
+    print_at_once()
     settings = read_flags(parser, argv)
     with one_line(parser):
         settings = choose_folder(settings)

@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from minirlhf.runtime.command_line import print_at_once
+
 COMMANDS = {
     "score": "score responses, rank them, or score a file line by line",
     "evaluate": "judge a run on other data: pairs, or the best of several graded candidates",
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = ", ".join([*COMMANDS, *EXPERIMENTS])
         print(f"minirlhf: error: there is no command {name!r}, only {known}", file=sys.stderr)
         raise SystemExit(2)
+    print_at_once()
     module.main(argv[1:])
 
 

@@ -24,7 +24,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ from minirlhf.layouts import (
     unread_columns,
     write_texts,
 )
+
+SAMPLE = 500  # training pairs whose accuracy is reported; all would take as long as the test
 
 # ---- pairs
 
@@ -246,9 +248,9 @@ class Parts(NamedTuple):
     """The pairs of an experiment, each part without what it cannot use."""
 
     train: list[PreferencePair]  # learned from
-    train_untied: list[
+    train_sample: list[
         PreferencePair
-    ]  # the same without ties; training accuracy is about these
+    ]  # some of them, without ties; training accuracy is of these
     validation: list[PreferencePair]
     test: list[PreferencePair]
 
@@ -267,7 +269,7 @@ def split_usable(
     train, validation, test = split(pairs, fold)
     parts = Parts(
         train=usable(train, rated, ties),
-        train_untied=usable(train, rated),
+        train_sample=sample(usable(train, rated)),
         validation=usable(validation, rated),
         test=usable(test),
     )
@@ -279,6 +281,25 @@ def split_usable(
             "regression and --margin need ratings"
         )
     return parts
+
+
+def sample(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs of some prompts, about `SAMPLE` of them: enough to say how well all are known."""
+    some = of_some_prompts([normalize(pair.prompt) for pair in pairs], SAMPLE)
+    return [pairs[i] for i in some]
+
+
+def of_some_prompts(prompts: Sequence[Hashable], most: int) -> list[int]:
+    """The numbers of the pairs of every second prompt, or of every third, and so on.
+
+    prompts: of each pair. There are about `most` pairs in the result, or all if there are no more.
+    They are of whole prompts, since the pairs of a prompt share responses, and they are taken from
+    everywhere, since data may be sorted by where they come from.
+    """
+    every = max(1, math.ceil(len(prompts) / most))
+    distinct = list(dict.fromkeys(prompts))
+    taken = set(distinct[::every])
+    return [i for i, prompt in enumerate(prompts) if prompt in taken]
 
 
 def sizes(parts: Parts) -> dict[str, int]:

@@ -115,19 +115,24 @@ def check_layers(name: str, config: dict) -> None:
             )
 
 
-def load_auto(name: str, attention: str | None = None):
+def load_auto(name: str, attention: str | None = None, layers: int | None = None):
     """A `transformers` encoder or decoder without its language-model head: (model, tokenizer).
 
     attention: an `attn_implementation` ("eager", "sdpa", ...); None for the library's choice.
+    layers: load the lowest of its layers only, so many; None for all.
     The weights are float32. Raises ValueError, naming the ways out, if the model cannot be loaded.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     path = resolve(name).path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if layers is not None:
+            keep_lowest_layers(config, layers)
         model = AutoModel.from_pretrained(
             path,
+            config=config,
             dtype=torch.float32,
             attn_implementation=attention,
             trust_remote_code=False,
@@ -138,6 +143,21 @@ def load_auto(name: str, attention: str | None = None):
     check_loaded(name, model, tokenizer)
     check_reads_text_alone(name, model.config)
     return model.eval(), tokenizer
+
+
+def keep_lowest_layers(config, layers: int) -> None:
+    """Change the configuration of a `transformers` model, so that only some layers are loaded.
+
+    Raises ValueError if the model has fewer layers than that.
+    """
+    available = getattr(config, "num_hidden_layers", None)
+    if available is None:
+        raise ValueError(f"a {config.model_type} does not say how many layers it has")
+    if layers > available:
+        raise ValueError(f"it has {available} layers, and not {layers}")
+    if getattr(config, "layer_types", None):  # the kind of attention of each layer
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers
 
 
 def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):

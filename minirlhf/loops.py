@@ -19,7 +19,7 @@ it belongs to, so they are behind the accuracy that the finished epoch would hav
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,17 +27,19 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from minirlhf.approaches import EVALUATION_STEPS, STEPS, Step, bt_finetune
-from minirlhf.data import Part
+from minirlhf.data import Part, of_some_prompts
 from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
 from minirlhf.runtime import precision, ranks
+from minirlhf.runtime.progress import Progress
 from minirlhf.runtime.resume import TrainingState
-from minirlhf.runtime.tracking import progress_bar
 from minirlhf.settings import Settings
 from minirlhf.tokens import shuffled_batches
 
 FIRST_MARGINS = 0.3  # root mean square of the margins with which fine-tuning starts
-ENOUGH = 10_000  # texts or pairs from which a head can be started; more would say the same
+PAIRS_TO_START = 500  # from which the linear head is pointed; more were no better on validation
+TEXTS_TO_SCALE = 10_000  # from which a head's scale is taken; more would say the same
+STEPS_A_RECORD = 10  # updates of a fine-tuning that one record of its steps sums up
 PAIRS_AT_ONCE = 5000  # in evaluation, so that memory stays flat
 
 
@@ -65,7 +67,7 @@ def fit_frozen(
 
     for epoch in range(1, settings.epochs + 1):
         start = time.perf_counter()
-        sums = EpochSums(len(train.prompt), features.device)
+        sums = Sums(features.device)
         order = torch.randperm(len(train.prompt), generator=state.generator)
         for picked in order.to(features.device).split(settings.batch_size):
             pairs = train.pick(picked)  # B pairs
@@ -90,7 +92,7 @@ def fit_frozen(
 def fit_scales(model: RewardModel, features: Tensor, train: Part) -> None:
     """Set the scale of the head's input, and of a regression's output, from the training pairs."""
     texts = torch.cat([train.chosen, train.rejected])  # (2N,)
-    model.head.fit_input(features[evenly(texts, ENOUGH)])
+    model.head.fit_input(features[evenly(texts, TEXTS_TO_SCALE)])
     if model.info["approach"] == "regression":
         model.head.fit_output(torch.cat([train.chosen_rating, train.rejected_rating]))
 
@@ -128,6 +130,7 @@ def fit_finetune(
     settings: Settings,
     dtype: torch.dtype = torch.float32,
     state: TrainingState | None = None,
+    log_step: Callable[[dict], None] | None = None,
 ) -> Iterator[dict]:
     """Train encoder and head on U token rows, and yield a record of each epoch.
 
@@ -135,6 +138,7 @@ def fit_finetune(
     dtype: the precision of the encoder's computations; the weights that learn are float32.
     state: `new_state(model, settings)`, or that of a stopped run which now goes on. Whenever an
         epoch is yielded it is complete, so that it can be saved.
+    log_step: is called with a record of every ten updates (`step_record`).
     Raises FloatingPointError if a gradient or a loss is not finite, and ValueError if dropout is
     asked of an encoder that has none.
     """
@@ -145,27 +149,28 @@ def fit_finetune(
     # The encoder works in a copy of low precision, under the same head (runtime/precision.py). In
     # float32 the working copy is the model itself.
     working_copy = model.in_precision(dtype)
-    lengths = longer_sides(token_rows, train)
     if state.epoch == 0:
         start_head(working_copy, token_rows, train)
 
     for epoch in range(state.epoch + 1, settings.epochs + 1):
-        if (
-            state.epochs_waited >= settings.patience
-        ):  # here, since a resumed run may be at its end
+        # Asked before the epoch, since a resumed run may be at its end.
+        if state.epochs_waited >= settings.patience:
             break
         start = time.perf_counter()
-        sums = EpochSums(len(train.prompt), model.device)
+        sums = Sums(model.device)  # of the epoch
+        recent = Sums(model.device)  # of the last few updates
         # Without dropout all of the encoder is in evaluation mode, because attention may have a
         # dropout of its own, which `set_dropout` does not reach.
         working_copy.train(settings.dropout > 0)
-        updates = draw_updates(train, lengths, settings, state.generator)
-        for step, update in enumerate(progress_bar(updates, f"epoch {epoch}")):
+        updates = draw_updates(train, settings, state.generator)
+        progress = epoch_progress(updates, epoch, settings)
+        for step, update in enumerate(progress):
             # The gradient of all pairs of the update, in batches that fit into memory.
             for batch in batches_of(update, token_rows, train, model.device):
                 result = bt_finetune(working_copy, batch.texts, batch.pairs, settings)
                 (result.loss * batch.share).backward()
                 sums.add(result, batch.pairs)
+                recent.add(result, batch.pairs)
 
             # Added up over all processes, and shortened if it is too long.
             precision.hand_gradients(working_copy, model)
@@ -179,6 +184,15 @@ def fit_finetune(
             state.optimizer.step()
             state.optimizer.zero_grad()
             precision.hand_weights(model, working_copy)
+
+            # What there is to see of it.
+            state.step += 1
+            progress.note = f"loss {recent.mean_loss():.3f}"
+            if state.step % STEPS_A_RECORD == 0:
+                if log_step:
+                    epochs_done = epoch - 1 + (step + 1) / len(updates)
+                    log_step(step_record(state, recent, epochs_done))
+                recent = Sums(model.device)
 
         sums.add_up_over_processes()
         evaluation = evaluate_texts(working_copy, token_rows, validation)
@@ -202,11 +216,11 @@ def start_head(model: RewardModel, token_rows: Sequence, train: Part) -> None:
     fit the head before the encoder moves. Pointing it was better than zero and than random, and no
     worse than fitting it to the end; the trials are in experiments/README.md.
     """
-    some = evenly(torch.arange(len(train.prompt)), ENOUGH)
+    some = of_some_prompts(train.prompt.tolist(), PAIRS_TO_START)
     texts, pairs = distinct_texts(token_rows, train.pick(some))
     pairs = pairs.to(model.device)
     # A vector that is not finite is reported in training, with the pairs it belongs to.
-    vectors = vectors_by_all(model, texts, progress=True)  # (U, D)
+    vectors = vectors_by_all(model, texts)  # (U, D)
     vectors = vectors.nan_to_num(posinf=0, neginf=0)
     differences = vectors[pairs.chosen] - vectors[pairs.rejected]  # (B, D)
     direction = (pairs.weight[:, None] * differences).mean(dim=0)  # (D,)
@@ -263,10 +277,10 @@ class Batch(NamedTuple):
 
 
 def draw_updates(
-    train: Part, lengths: Sequence[int], settings: Settings, generator: torch.Generator
+    train: Part, settings: Settings, generator: torch.Generator
 ) -> list[list[list[int]]]:
     """An epoch of updates, each a list of batches, each a list of the numbers of its pairs."""
-    batches = shuffled_batches(train.prompt.tolist(), lengths, settings.batch_size, generator)
+    batches = shuffled_batches(train.prompt.tolist(), settings.batch_size, generator)
     size = settings.accumulate  # the last update gets what is left
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
@@ -296,39 +310,58 @@ def distinct_texts(token_rows: Sequence, pairs: Part) -> tuple[list, Part]:
     return texts, pairs._replace(chosen=chosen, rejected=rejected)
 
 
-def longer_sides(token_rows: Sequence, train: Part) -> list[int]:
-    """The number of tokens of each pair's longer side: N of them."""
-    lengths = torch.tensor([len(ids) for ids in token_rows])  # (U,)
-    return torch.maximum(lengths[train.chosen], lengths[train.rejected]).tolist()
+def epoch_progress(updates: Sequence, epoch: int, settings: Settings) -> Progress:
+    """Goes through the updates of an epoch, and shows how far it is."""
+    pairs_in_updates = []
+    for update in updates:
+        pairs_in_updates.append(sum(len(picked) for picked in update))
+    return Progress(
+        updates,
+        pairs_in_updates,
+        title=f"epoch {epoch} of {settings.epochs}",
+        unit="pairs",
+        rounds=settings.epochs - epoch + 1,
+        advice="--limit 1000 and --epochs 1 make it shorter",
+    )
 
 
 # ---- what an epoch amounts to
 
 
-class EpochSums:
-    """Loss and right pairs of an epoch, summed up on the device.
+class Sums:
+    """Loss and right pairs of some updates, summed up on the device.
 
     Pairs of equal ratings count in the loss, since a regression learns from them. They are left out
     of the accuracy, since neither response is preferred.
     """
 
-    def __init__(self, pairs: int, device: torch.device):
-        self.pairs = pairs  # of the whole epoch
+    def __init__(self, device: torch.device):
+        self.pairs = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         self.right = torch.zeros((), device=device)
         self.untied = torch.zeros((), device=device)  # pairs that can be right or wrong
+        self.start = time.perf_counter()
 
     def add(self, result: Step, pairs: Part) -> None:
         """Add a batch of pairs."""
         # A rating that is absent is NaN, which equals nothing, so such a pair counts.
         untied = (pairs.chosen_rating != pairs.rejected_rating).float()  # (B,)
+        self.pairs += len(result.margins)
         self.loss += result.loss.detach() * len(result.margins)
         self.right += (untied * credit(result.margins.detach())).sum()
         self.untied += untied.sum()
 
     def add_up_over_processes(self) -> None:
         """Add the sums of torchrun's other processes."""
-        ranks.sum_tensors([self.loss, self.right, self.untied])
+        ranks.sum_tensors([self.pairs, self.loss, self.right, self.untied])
+
+    def mean_loss(self) -> float:
+        """The loss of a pair."""
+        return self.loss.item() / max(1, self.pairs.item())
+
+    def accuracy(self) -> float:
+        """The share of right pairs, among those that can be right or wrong."""
+        return self.right.item() / max(1, self.untied.item())
 
 
 def new_state(model: RewardModel, settings: Settings) -> TrainingState:
@@ -345,15 +378,32 @@ def new_state(model: RewardModel, settings: Settings) -> TrainingState:
     return TrainingState(model, optimizer, generator)
 
 
+def step_record(state: TrainingState, recent: Sums, epochs_done: float) -> dict:
+    """The numbers of the last few updates, as `steps.jsonl` has them.
+
+    recent: the sums of these updates; under torchrun those of this process's share.
+    epochs_done: how many epochs are over, with a fraction.
+    """
+    seconds = time.perf_counter() - recent.start
+    return {
+        "step": state.step,
+        "epochs_done": epochs_done,
+        "step_loss": recent.mean_loss(),
+        "step_accuracy": recent.accuracy(),
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "pairs_per_second": recent.pairs.item() / seconds,
+    }
+
+
 def epoch_record(
-    epoch: int, sums: EpochSums, evaluation: "Evaluation", validation: Part, start: float
+    epoch: int, sums: Sums, evaluation: "Evaluation", validation: Part, start: float
 ) -> dict:
     """The numbers of an epoch, as `history.jsonl` has them.
 
     evaluation: of the validation part; start: when the epoch began.
     Raises FloatingPointError if a loss is NaN or infinite.
     """
-    train_loss = sums.loss.item() / sums.pairs
+    train_loss = sums.mean_loss()
     if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
         raise FloatingPointError(f"the loss of epoch {epoch} is not finite; try a lower --lr")
     margins = evaluation.margins
@@ -361,7 +411,7 @@ def epoch_record(
     return {
         "epoch": epoch,
         "train_loss": train_loss,
-        "train_accuracy": sums.right.item() / max(1, sums.untied.item()),
+        "train_accuracy": sums.accuracy(),
         "validation_loss": evaluation.loss,
         "validation_accuracy": credit(margins).mean().item(),
         "calibrated_loss": negative_log_likelihood(margins, temperature, validation.weight),
@@ -376,6 +426,7 @@ def keep_if_best(state: TrainingState, record: dict, evaluation: "Evaluation") -
         state.epochs_waited += 1
         return
     state.epochs_waited = 0
+    state.validation = evaluation._asdict()
     state.lowest_loss = record["calibrated_loss"]
     state.best_weights = {}
     for name, weight in state.model.named_parameters():
@@ -411,16 +462,14 @@ def evaluate(model: RewardModel, features: Tensor, part: Part) -> Evaluation:
 
 
 @torch.no_grad()
-def evaluate_texts(
-    model: RewardModel, token_rows: Sequence, part: Part, progress: bool = False
-) -> Evaluation:
+def evaluate_texts(model: RewardModel, token_rows: Sequence, part: Part) -> Evaluation:
     """Evaluate all pairs of a part, given the token rows of the texts; each is read once."""
     step = EVALUATION_STEPS[model.info["approach"]]
     order = by_prompt(part)
     results = []
     for picked in order.split(PAIRS_AT_ONCE):
         texts, pairs = distinct_texts(token_rows, part.pick(picked))
-        vectors = vectors_by_all(model, texts, progress)  # (U, D) of these pairs
+        vectors = vectors_by_all(model, texts)  # (U, D) of these pairs
         results.append(step(model, vectors, pairs.to(model.device)))
     return put_together(results, order)
 
@@ -444,7 +493,7 @@ def put_together(results: list, order: Tensor) -> Evaluation:
     return Evaluation(loss / len(margins), margins[place], rewards)
 
 
-def vectors_by_all(model: RewardModel, token_rows: Sequence, progress: bool = False) -> Tensor:
+def vectors_by_all(model: RewardModel, token_rows: Sequence) -> Tensor:
     """The vectors (U, D) of token rows; each of torchrun's processes reads its share.
 
     The model is in evaluation mode afterwards.
@@ -453,6 +502,6 @@ def vectors_by_all(model: RewardModel, token_rows: Sequence, progress: bool = Fa
     mine = ranks.every_nth(token_rows)
     vectors = torch.zeros(len(token_rows), model.info["size"], device=model.device)
     if mine:
-        ranks.every_nth(vectors)[:] = model.vectors(mine, progress)
+        ranks.every_nth(vectors)[:] = model.vectors(mine, progress=True)
     ranks.sum_tensors([vectors])
     return vectors

@@ -18,7 +18,7 @@ from minirlhf import encoders, heads, pooling, tokens
 from minirlhf.data import Parts, PreferencePair, Texts
 from minirlhf.runtime import checkpoint, features, precision
 from minirlhf.runtime.device import Device
-from minirlhf.runtime.tracking import progress_bar
+from minirlhf.runtime.progress import Progress
 
 FORMAT = 1  # of the model folder; raised when its layout changes
 HEADS = {
@@ -98,16 +98,19 @@ class RewardModel(nn.Module):
         lengths = [len(ids) for ids in token_rows]
         batches = tokens.length_batches(lengths, tokens_at_once)
 
+        if progress:
+            sizes = [len(batch) for batch in batches]
+            batches = Progress(batches, sizes, "encoding", "texts")
+
         results = []
-        for batch in progress_bar(batches, "encoding") if progress else batches:
+        order: list[int] = []  # the rows as they are computed
+        for batch in batches:
+            order += batch
             rows = [token_rows[i] for i in batch]
             ids, mask = tokens.pad(rows, self.pad_id, limit=limit)  # (N, T), (N, T)
             results.append(function(ids.to(self.device), mask.to(self.device)))
 
-        order = torch.tensor(
-            [i for batch in batches for i in batch]
-        )  # (U,) as they were computed
-        place = order.argsort().to(self.device)  # (U,) where each row's result is
+        place = torch.tensor(order).argsort().to(self.device)  # (U,) where each row's result is
         return torch.cat(results)[place]
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> tokens.Encoded:
@@ -163,6 +166,7 @@ def build(
     max_length: int = 256,
     attention: str | None = None,
     device: torch.device | str = "cpu",
+    layers: int | None = None,
 ) -> RewardModel:
     """A new model for an approach: a pretrained encoder, and a head that prefers nothing yet.
 
@@ -170,6 +174,8 @@ def build(
     pooler: "mean", "last" or "cls", for the two Bradley-Terry approaches. None takes "last" for a
         decoder and "mean" for an encoder.
     max_length: tokens of a text; attention: `attn_implementation` of transformers.
+    layers: how many of the encoder's layers are used, the lowest ones, for the two Bradley-Terry
+        approaches; None for all.
     Raises ValueError if the encoder cannot be loaded, cannot read `max_length` tokens, or reads
     padding as if it were text.
     """
@@ -178,7 +184,7 @@ def build(
         pooler = AS_PUBLISHED
         size = encoder.get_embedding_dimension()
     else:
-        encoder, tokenizer = encoders.load_auto(name, attention)
+        encoder, tokenizer = encoders.load_auto(name, attention, layers)
         choose_what_learns(encoder, approach)
         pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
         size = encoders.state_size(encoder)

@@ -291,20 +291,16 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def shuffled_batches(
-    groups: Sequence[int], lengths: Sequence[int], batch_size: int, generator: torch.Generator
+    groups: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
     """One epoch of batches, at most `batch_size` examples each: lists of example numbers.
 
     groups: which group each example belongs to, such as the number of a pair's prompt.
-    lengths: of each example, such as the number of tokens of its longer side.
 
-    The examples of a group stay together as far as they fit. The pairs of a prompt share responses,
-    so a batch has fewer distinct texts to encode, and all comparisons of a response enter one step
-    instead of being learned by heart one by one (InstructGPT, section 3.5,
-    https://arxiv.org/abs/2203.02155). Every example comes once.
-
-    The groups are shuffled. Then as many of them as fill twenty batches are sorted by length and
-    cut into batches, then the next twenty batches, and so on. At last the batches are shuffled.
+    The groups are shuffled, and the examples of a group stay together as far as they fit. The pairs
+    of a prompt share responses, so a batch has fewer distinct texts to encode, and all comparisons
+    of a response enter one step instead of being learned by heart one by one (InstructGPT, section
+    3.5, https://arxiv.org/abs/2203.02155). Every example comes once.
     """
     members: dict[int, list[int]] = {}
     for example, group in enumerate(groups):
@@ -314,17 +310,9 @@ def shuffled_batches(
         for start in range(0, len(group), batch_size):
             chunks.append(group[start : start + batch_size])
 
-    def longest(chunk: list[int]) -> int:
-        return max(lengths[example] for example in chunk)
-
-    shuffled = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
-    stretch = (
-        20 * batch_size * len(chunks) // len(groups) + 1
-    )  # chunks that fill twenty batches
     batches: list[list[int]] = [[]]
-    for start in range(0, len(shuffled), stretch):
-        for chunk in sorted(shuffled[start : start + stretch], key=longest):
-            if len(batches[-1]) + len(chunk) > batch_size:
-                batches.append([])
-            batches[-1].extend(chunk)
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    for i in torch.randperm(len(chunks), generator=generator).tolist():
+        if len(batches[-1]) + len(chunks[i]) > batch_size:
+            batches.append([])
+        batches[-1].extend(chunks[i])
+    return batches

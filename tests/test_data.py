@@ -1,9 +1,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from minirlhf import data, layouts
+from minirlhf.bundled import arithmetic
 
 ROW = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
 
@@ -634,3 +636,27 @@ def test_a_response_that_repeats_the_conversation_is_the_same_text_alone(row):
     prompt, texts = layouts.write_texts(question, [a, b])
     assert texts == ["one", "two"]
     assert layouts.write_texts(question, [a]) == (prompt, ["one"])
+
+
+def test_a_sample_has_whole_prompts_from_everywhere():
+    prompts = [f"prompt {i // 4}" for i in range(4000)]
+    some = data.of_some_prompts(prompts, 500)
+    assert len(some) == 500
+    assert some == sorted(some)
+    taken = {prompts[i] for i in some}
+    assert [i for i, prompt in enumerate(prompts) if prompt in taken] == some  # whole prompts
+    places = np.array(some) / len(prompts)
+    assert places.min() < 0.01 and places.max() > 0.98
+    assert np.diff(places).max() < 0.01
+
+
+def test_a_small_part_is_its_own_sample():
+    assert data.of_some_prompts(["a", "b", "a"], 500) == [0, 1, 2]
+    assert data.of_some_prompts([], 500) == []
+
+
+def test_training_accuracy_is_counted_on_some_of_the_training_pairs():
+    pairs, _ = data.build_pairs(arithmetic.generate(2000))
+    parts = data.split_usable(pairs, fold=0)
+    assert 300 < len(parts.train_sample) < 700 < len(parts.train)
+    assert set(parts.train_sample) < set(parts.train)

@@ -408,3 +408,27 @@ def test_other_families_load_and_pool(name, tiny_encoder, tmp_path):
     alone = built.vectors(rows[:1])
     torch.testing.assert_close(alone[0], vectors[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(built(*tokens.pad(rows, built.pad_id)), torch.zeros(2))
+
+
+@pytest.mark.parametrize("kind", ["tiny_encoder", "tiny_decoder"])
+def test_the_lowest_layers_are_kept_and_are_those_of_the_whole_model(kind, request):
+    """A model of one layer gives what the whole model has after its first layer."""
+    name = request.getfixturevalue(kind)
+    whole, _ = encoders.load_auto(name)
+    cut, _ = encoders.load_auto(name, layers=1)
+    assert cut.config.num_hidden_layers == 1
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        states = whole(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        found = cut(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    first = states.hidden_states[1]
+    if kind == "tiny_decoder":  # GPT-2 ends with a layer norm, which a cut model keeps
+        first = whole.ln_f(first)
+    assert torch.allclose(found.last_hidden_state, first, atol=1e-6)
+
+
+def test_more_layers_than_there_are_is_one_sentence(tiny_encoder):
+    with pytest.raises(ValueError, match="it has 2 layers, and not 3"):
+        encoders.load_auto(tiny_encoder, layers=3)

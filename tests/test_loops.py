@@ -243,3 +243,55 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder):
     part = part._replace(chosen_rating=part.chosen_rating * torch.inf)
     with pytest.raises(FloatingPointError, match="lower --lr"):
         fit(built, token_rows, part, 1)
+
+
+def test_every_ten_updates_are_a_record(tiny_encoder):
+    """Their losses and right pairs add up to those of the epochs, if nothing is left over."""
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder, pairs=40)
+    settings = replace(SETTINGS, epochs=5, batch_size=10)
+    state = loops.new_state(built, settings)
+    steps = []
+    history = list(
+        loops.fit_finetune(
+            built, token_rows, part, part, settings, state=state, log_step=steps.append
+        )
+    )
+    updates = state.step
+    assert [record["step"] for record in steps] == list(range(10, updates + 1, 10))
+    assert updates >= 20
+    assert steps[0]["learning_rate"] > steps[-1]["learning_rate"] > 0
+    assert all(record["pairs_per_second"] > 0 for record in steps)
+    done = [record["epochs_done"] for record in steps]
+    assert done == sorted(done) and done[0] > 0 and done[-1] <= len(history)
+    losses = [record["step_loss"] for record in steps]
+    assert min(epoch["train_loss"] for epoch in history) > 0.5 * min(losses)
+    assert max(epoch["train_loss"] for epoch in history) < 2 * max(losses)
+
+
+def test_a_record_of_updates_is_the_mean_over_their_pairs(tiny_encoder):
+    """With ten updates an epoch, the record of the updates is that of the epoch."""
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder, pairs=20)
+    part = part._replace(prompt=torch.arange(len(part.prompt)))  # so that batches are full
+    settings = replace(SETTINGS, epochs=2, batch_size=2)
+    steps = []
+    history = list(
+        loops.fit_finetune(built, token_rows, part, part, settings, log_step=steps.append)
+    )
+    assert len(steps) == len(history) == 2
+    for step, epoch in zip(steps, history, strict=True):
+        assert step["epochs_done"] == epoch["epoch"]
+        assert step["step_loss"] == pytest.approx(epoch["train_loss"], rel=1e-6)
+        assert step["step_accuracy"] == pytest.approx(epoch["train_accuracy"], rel=1e-6)
+
+
+def test_what_the_best_epoch_said_of_validation_is_kept(tiny_encoder):
+    """So that nothing has to be read again; the model ends with the weights of that epoch."""
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder)
+    settings = replace(SETTINGS, epochs=4)
+    state = loops.new_state(built, settings)
+    list(loops.fit_finetune(built, token_rows, part, part, settings, state=state))
+    again = loops.evaluate_texts(built, token_rows, part)
+    kept = loops.Evaluation(**state.validation)
+    assert torch.equal(kept.margins, again.margins)
+    assert torch.equal(kept.rewards, again.rewards)
+    assert kept.loss == again.loss

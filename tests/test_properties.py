@@ -263,7 +263,7 @@ def test_batches_by_length_hold_every_row_once_within_the_budget(lengths, budget
 )
 def test_shuffled_batches_hold_every_example_once(groups, batch_size, seed):
     generator = torch.Generator().manual_seed(seed)
-    batches = tokens.shuffled_batches(groups, [1] * len(groups), batch_size, generator)
+    batches = tokens.shuffled_batches(groups, batch_size, generator)
     assert sorted(i for batch in batches for i in batch) == list(range(len(groups)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     for group in set(groups):  # together, if they fit

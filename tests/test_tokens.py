@@ -184,27 +184,15 @@ def test_pairs_whose_sides_became_the_same_tokens_are_dropped():
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_shuffled_batches_hold_every_example_once_and_keep_prompts_together(batch_size):
     prompts = [i // 3 for i in range(203)]
-    lengths = torch.randint(5, 200, (203,)).tolist()
     generator = torch.Generator().manual_seed(0)
-    batches = tokens.shuffled_batches(prompts, lengths, batch_size, generator)
+    batches = tokens.shuffled_batches(prompts, batch_size, generator)
     assert sorted(i for batch in batches for i in batch) == list(range(203))
     assert max(map(len, batches)) <= batch_size
     assert min(map(len, batches)) > 0
     if batch_size >= 3:
         homes = [{b for b, batch in enumerate(batches) if i in batch} for i in range(0, 201)]
         assert all(homes[i] == homes[i + 1] == homes[i + 2] for i in range(0, 201, 3))
-    assert batches != tokens.shuffled_batches(prompts, lengths, batch_size, generator)
-
-
-def test_a_batch_holds_pairs_of_like_length():
-    prompts = [i // 3 for i in range(1500)]
-    lengths = torch.randint(5, 200, (500,)).repeat_interleave(3).tolist()  # alike for a prompt
-    generator = torch.Generator().manual_seed(0)
-    batches = tokens.shuffled_batches(prompts, lengths, 30, generator)
-    spread = sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches)
-    assert spread / len(batches) < 20  # at random about 160
-    starts = [min(lengths[i] for i in b) for b in batches]
-    assert starts != sorted(starts)
+    assert batches != tokens.shuffled_batches(prompts, batch_size, generator)
 
 
 def test_texts_of_like_length_go_together_and_save_padding():

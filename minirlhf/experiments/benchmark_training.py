@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minirlhf import encoders, loops, tokens
 from minirlhf.experiments.benchmark_work import FEW, Run, Work, new_model, now, without_sharing
+from minirlhf.runtime.progress import Progress
 
 
 def trained(
@@ -51,18 +52,20 @@ def ours(work: Work, shared: bool = False) -> Run:
     times = []
     operations = []
 
-    def clock(updates: Sequence, description: str) -> Iterator:
-        """Stand in for the progress bar of the epoch, and look at the clock before and after."""
-        for micro_batches in updates:
-            for picked in micro_batches:
-                operations.append(operations_of_batch(work, picked))
-        times.append(now(device))
-        yield from updates
-        times.append(now(device))
+    class Clock(Progress):
+        """Looks at the clock before and after the updates of the epoch."""
+
+        def __iter__(self) -> Iterator:
+            for micro_batches in self.items:
+                for picked in micro_batches:
+                    operations.append(operations_of_batch(work, picked))
+            times.append(now(device))
+            yield from self.items
+            times.append(now(device))
 
     model = new_model("bt-finetune", work.settings, work.machine)
     few = work.part.pick(slice(8))  # the loop wants to evaluate; that is not timed
-    with mock.patch.object(loops, "progress_bar", clock):
+    with mock.patch.object(loops, "Progress", Clock):
         (epoch,) = loops.fit_finetune(
             model,
             work.token_rows,

@@ -37,6 +37,7 @@ OPACITY = "4D"  # 0.3, as the last two digits of a colour: where areas overlap, 
 def draw_run(
     folder: Path,
     history: list[dict],
+    steps: list[dict],
     margins: Tensor,
     rewards: Tensor | None,
     lengths: Tensor,
@@ -47,6 +48,8 @@ def draw_run(
 
     history: what training recorded after each epoch. The last epoch marked `best` is the one whose
         weights were kept.
+    steps: what it recorded every few updates; empty for a head on frozen vectors, whose epochs take
+        no time.
     margins: (N,), of the test part; like the other tensors, on the CPU.
     rewards: (N, 2), of chosen and rejected; None for a model that compares and gives no rewards.
     lengths: (N, 2), of the chosen and the rejected response in characters.
@@ -57,7 +60,7 @@ def draw_run(
     Without rewards, `rewards.png` shows the margins and there is no `reward_length.png`. With only
     one subset there is no `subsets.png`.
     """
-    _learning_curves(folder / "learning_curves.png", history)
+    _learning_curves(folder / "learning_curves.png", history, steps)
     _reliability(folder / "reliability.png", margins, test)
     if rewards is None:
         _margins(folder / "rewards.png", margins)
@@ -83,8 +86,10 @@ def draw_comparison(path: Path, models: list[dict]) -> None:
     _accuracies(path, "Test accuracy and its 95 % interval", models)
 
 
-def _learning_curves(path: Path, history: list[dict]) -> None:
+def _learning_curves(path: Path, history: list[dict], steps: list[dict]) -> None:
     """Loss and accuracy after each epoch, on the training part and on validation.
+
+    The thin line is the training loss or accuracy of every few updates, before these were made.
 
     Look for the epoch from which only the training curve improves. Most of what the model learns
     after it holds for the training pairs alone. Worry if validation stays at the coin, because then
@@ -104,6 +109,10 @@ def _learning_curves(path: Path, history: list[dict]) -> None:
     with picture(path, title, "epoch", "loss", "accuracy") as panels:
         loss_panel, accuracy_panel = panels
         for axes, number in ((loss_panel, "loss"), (accuracy_panel, "accuracy")):
+            if steps:
+                done = [step["epochs_done"] for step in steps]
+                values = [step[f"step_{number}"] for step in steps]
+                axes.plot(done, values, color="gray", linewidth=0.7, marker="", label="updates")
             for part in ("train", "validation"):
                 values = [epoch[f"{part}_{number}"] for epoch in history]
                 axes.plot(epochs, values, label=part, markevery=every)

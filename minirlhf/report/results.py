@@ -61,7 +61,7 @@ def summarize_run(
         "fold": settings.fold,
         "encoder": settings.model,
         "trained": encoder["trained"],
-        "train": of_part(parts.train_untied, train, info),
+        "train": of_part(parts.train_sample, train, info),
         "validation": of_part(parts.validation, validation, info),
         "test": numbers_of_test,
         "baselines": baselines(parts.test),
@@ -143,15 +143,17 @@ def write_report(
     folder: Path,
     summary: dict,
     config: dict,
-    history: list[dict],
     pairs: Sequence[PreferencePair],
     evaluation: Evaluation,
 ) -> None:
     """Write what people read of a run: its model card, worst mistakes, pictures and predictions.
 
-    summary and config: the run's `metrics.json` and `config.json`; history: its epochs;
+    folder: the run's, with its `history.jsonl`, and `steps.jsonl` if it has one.
+    summary and config: the run's `metrics.json` and `config.json`.
     pairs and evaluation: the test part and its evaluation.
     """
+    history = checkpoint.read_jsonl(folder / "history.jsonl")
+    steps = checkpoint.read_jsonl(folder / "steps.jsonl")
     lengths = response_lengths(pairs)
     blind = None
     if summary["dataset"] == "arithmetic":  # the one data set whose rule is known
@@ -161,6 +163,7 @@ def write_report(
     figures.draw_run(
         folder / "figures",
         history,
+        steps,
         evaluation.margins,
         evaluation.rewards,
         lengths,

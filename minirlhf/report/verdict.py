@@ -3,7 +3,9 @@
 `train.py` prints the first two and writes the third to `mistakes.md`.
 """
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import indent
 
 from torch import Tensor
@@ -137,6 +139,16 @@ def _overfitting(train_accuracy: float, test: dict) -> str:
     if gap > LARGE_GAP and train_accuracy > test["accuracy_high"]:
         return f", {gap:.3f} above test: much of it is these pairs learned by heart"
     return ""
+
+
+def what_next(summary: dict, folder: str) -> str:
+    """How long a run took, and what to look at in its folder."""
+    mistakes = Path(folder, "mistakes.md")
+    return (
+        f"{summary['seconds']:.0f} seconds, features included; all is in {folder}\n"
+        f"the most confident mistakes: {mistakes}\n"
+        f"next: python -m minirlhf score {shlex.quote(folder)} --prompt 2+2 --response 4"
+    )
 
 
 def worst_mistakes(pairs: Sequence[PreferencePair], margins: Tensor, count: int = 10) -> str:

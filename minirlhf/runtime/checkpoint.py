@@ -72,6 +72,32 @@ def read_jsonl(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
+def append_jsonl(path: Path, record: dict) -> None:
+    """Add a record to the end of a JSON-lines file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def cut_jsonl(path: Path, key: str, last: int) -> list[dict]:
+    """Drop what a stopped run wrote after its last whole epoch, and return the records before.
+
+    key, last: the records are kept in which the number under `key` is at most `last`. The last line
+    may be unfinished, where the run was killed.
+    """
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record[key] <= last:
+            kept.append(record)
+    write_jsonl(path, kept)
+    return kept
+
+
 class Saved(NamedTuple):
     """What a file of `save_tensors` holds."""
 

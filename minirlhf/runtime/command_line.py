@@ -24,6 +24,11 @@ def command(name: str, about: str) -> ArgumentParser:
     return parser
 
 
+def print_at_once() -> None:
+    """Show each line when it is printed; where there is no terminal, Python would hold it back."""
+    sys.stdout.reconfigure(line_buffering=True)
+
+
 def quiet_transformers() -> None:
     """No bars and warnings of transformers: we say in one sentence what is wrong."""
     from transformers.utils import logging

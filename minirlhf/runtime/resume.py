@@ -3,11 +3,11 @@
     python train.py --resume runs/bt-finetune
 
 A fine-tuning goes on after its last whole epoch, from the run folder's `state.safetensors`: the
-weights, the best ones so far, AdamW's moments, the order of the pairs, the random state, and how
-many epochs went by without a better one. The learning rate follows from the step. In one process on
-a CPU, with the same number of threads and the same versions, the run ends with the weights, bit for
-bit, of one that was never stopped. A frozen run starts over: its features are cached, and the rest
-takes seconds.
+weights, the best ones so far and what they say of the validation part, AdamW's moments, the order
+of the pairs, the random state, and how many epochs went by without a better one. The learning rate
+follows from the step. In one process on a CPU, with the same number of threads and the same
+versions, the run ends with the weights, bit for bit, of one that was never stopped. A frozen run
+starts over: its features are cached, and the rest takes seconds.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minirlhf.runtime.checkpoint import load_tensors, save_tensors
 
-FORMAT = 5  # of the file; raised when what it holds changes
+FORMAT = 6  # of the file; raised when what it holds changes
 
 
 @dataclass
@@ -35,7 +35,9 @@ class TrainingState:
     lowest_loss: float = math.inf  # calibrated loss of the best epoch so far
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # of that epoch
     temperature: float = 1.0  # fitted at that epoch
+    validation: dict = field(default_factory=dict)  # loss, margins and rewards at that epoch
     epochs_waited: int = 0  # since that epoch
+    step: int = 0  # updates so far
     seconds: float = 0.0  # that the run has taken, from its start on
 
 
@@ -47,14 +49,18 @@ def save_state(path: Path, state: TrainingState) -> None:
             tensors[f"weight/{name}"] = weight
     for name, weight in state.best_weights.items():
         tensors[f"best/{name}"] = weight
+    for name in ("margins", "rewards"):
+        tensors[f"validation/{name}"] = state.validation[name]
     for number, moments in state.optimizer.state_dict()["state"].items():
         for name, moment in moments.items():
             tensors[f"moment/{number}/{name}"] = moment
     numbers = {
         "format": FORMAT,
         "epoch": state.epoch,
+        "step": state.step,
         "lowest_loss": state.lowest_loss,
         "temperature": state.temperature,
+        "validation_loss": state.validation["loss"],
         "epochs_waited": state.epochs_waited,
         "seconds": state.seconds,
         "checksum": checksum(tensors),
@@ -83,12 +89,15 @@ def load_state(path: Path, state: TrainingState) -> None:
         ) from error
 
     state.epoch = numbers["epoch"]
+    state.step = numbers["step"]
     state.lowest_loss = numbers["lowest_loss"]
     state.temperature = numbers["temperature"]
     state.epochs_waited = numbers["epochs_waited"]
     state.seconds = numbers["seconds"]
     state.model.load_state_dict(starting_with("weight/", tensors), strict=False)
     state.best_weights = starting_with("best/", tensors)
+    state.validation = starting_with("validation/", tensors)
+    state.validation["loss"] = numbers["validation_loss"]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, moment in starting_with("moment/", tensors).items():
         number, _, of_what = name.partition("/")

@@ -3,7 +3,7 @@
 MLflow's local store (the file `mlflow.db` and the folder `mlruns/` in the current folder) needs no
 server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tracking off.
 
-Copy this file alone; it needs mlflow and tqdm when called.
+Copy this file alone; it needs mlflow when called.
 
 >>> with track("none", "demo", Path("a run"), {}) as log:
 ...     log({"loss": 0.5}, step=1)
@@ -160,10 +160,3 @@ def console_row(numbers: dict) -> str:
         shown = f"{value:.4g}" if isinstance(value, float) else value
         parts.append(f"{name} {shown}")
     return " | ".join(parts)
-
-
-def progress_bar(iterable, description: str):
-    """A tqdm bar that disappears when done and stays silent where nobody watches (no terminal)."""
-    from tqdm import tqdm
-
-    return tqdm(iterable, desc=description, leave=False, disable=None)

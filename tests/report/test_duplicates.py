@@ -22,7 +22,7 @@ def test_near_duplicates_across_parts_are_found():
 
 
 def parts_of(train, test) -> Parts:
-    return Parts(train=train, train_untied=train, validation=train, test=test)
+    return Parts(train=train, train_sample=train, validation=train, test=test)
 
 
 def evaluation_of(margins: list[float]) -> Evaluation:

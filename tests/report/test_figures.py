@@ -46,7 +46,10 @@ def draw(
     history = [
         {"epoch": i + 1, "best": b} | dict.fromkeys(keys, 0.6) for i, b in enumerate(best)
     ]
-    figures.draw_run(Path("run"), history, margins, shown, lengths, summary)
+    steps = []
+    for i in range(1, 30):
+        steps.append({"epochs_done": i / 10, "step_loss": 1 / i, "step_accuracy": 1 - 1 / i})
+    figures.draw_run(Path("run"), history, steps, margins, shown, lengths, summary)
     return rewards
 
 
@@ -181,7 +184,7 @@ def test_only_the_bundled_data_have_a_blind_rater(dataset, monkeypatch):
     monkeypatch.setattr(results, "model_card", lambda *args: "")
     monkeypatch.setattr(figures, "draw_run", lambda *args: given.append(args[-1]))
     nothing = Evaluation(loss=0.0, margins=torch.zeros(0), rewards=None)
-    results.write_report(Path("."), {"dataset": dataset, "test": {}}, {}, [], [], nothing)
+    results.write_report(Path("."), {"dataset": dataset, "test": {}}, {}, [], nothing)
     assert given == [blind_accuracies() if dataset == "arithmetic" else None]
 
 
