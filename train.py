@@ -16,7 +16,7 @@ The results are in the run folder: `config.json`, `history.jsonl`, `metrics.json
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from minirlhf.runtime import run_folder
@@ -34,7 +34,7 @@ def run(settings: Settings) -> None:
     from minirlhf.report.duplicates import near_duplicates
     from minirlhf.runtime import checkpoint, files, ranks, resume
     from minirlhf.runtime.device import pick_device, seed_everything
-    from minirlhf.runtime.tracking import console_row, track
+    from minirlhf.runtime.tracking import console_row, set_description, track
 
     start = time.perf_counter()
     quiet_transformers()
@@ -66,12 +66,12 @@ def run(settings: Settings) -> None:
         settings.max_length,
         device.attention,
         device.device,
+        settings.depth,
     )
     model.info["response_only"] = settings.response_only
     encoder = models.describe_encoder(model, settings.model)
     print(f"\nencoder   {settings.model} ({encoder['source']})")
-    pooling = model.info["pooling"]
-    print(f"model     {encoder['trained']:,} parameters learn, pooling: {pooling}")
+    print(f"model     {encoder['trained']:,} parameters learn, {models.shape_of(model)}")
 
     # ---- texts: each distinct one is tokenised once, and pairs become tensors of their numbers.
     # All pairs are numbered, whatever the fold, so that every fold finds the same cached features.
@@ -99,9 +99,8 @@ def run(settings: Settings) -> None:
     output = Path(settings.output)
     is_resumed = settings.resume is not None
     config = results.describe_run(settings, device, encoder, counts)
-    with track(
-        settings.tracking_uri, settings.experiment, output, asdict(settings), again=is_resumed
-    ) as log:
+    about = results.for_mlflow(config)
+    with track(settings.tracking_uri, settings.experiment, output, about, is_resumed) as log:
         if is_resumed:
             config = run_folder.resumed_config(Path(settings.resume), config)
         else:
@@ -163,13 +162,14 @@ def run(settings: Settings) -> None:
         summary["seconds"] = seconds_before + seconds_saved + time.perf_counter() - start
         results.write_report(output, summary, config, parts.test, on_test)
         test_numbers = {f"test_{name}": value for name, value in summary["test"].items()}
-        log(test_numbers, step=len(history))
+        log(test_numbers, step=0)  # MLflow draws bars, not curves, of what has only this step
         checkpoint.write_json(output / "metrics.json", summary)  # the mark of a finished run
         if ranks.rank() == 0:
             state_file.unlink(missing_ok=True)
 
     # ---- what came out
     print("\n" + verdict.verdict(summary))
+    set_description(settings.tracking_uri, output, results.description(summary))
     print(verdict.what_next(summary, settings.output))
 
 

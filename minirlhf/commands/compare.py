@@ -153,7 +153,8 @@ def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None
     is_begun = begin(output, config, args.overwrite)
     typed = typed_flags(flag_parser(), shared)
     uri = typed.get("tracking_uri")
-    with tracking.track(uri, typed.get("experiment", "minirlhf"), output, {}, is_begun) as log:
+    experiment = typed.get("experiment", "minirlhf")
+    with tracking.track(uri, experiment, output, tracking.About(), is_begun) as log:
         log({}, step=0)
         print(f"folder    {output}")
         runs = {}
@@ -180,7 +181,9 @@ def compare(jobs: Sequence[Job], args: Namespace, shared: Sequence[str]) -> None
         figures.draw_comparison(output / "comparison.png", table_rows)
         for row in table_rows:
             name = row["name"].replace(" ", "_")
-            log({f"{name}_{key}": value for key, value in row.items()}, step=0)
+            # MLflow draws all names with the same word before a slash in a section of their own.
+            log({f"table/{name}_{key}": value for key, value in row.items()}, step=0)
+    tracking.set_description(uri, output, text)
     print(f"\n{text}")
     print(f"everything is in {output}")
 

@@ -1,10 +1,12 @@
 """The results of a run: the numbers of each part, and the files of its folder that people read."""
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from torch import Tensor
@@ -17,9 +19,10 @@ from minirlhf.loops import Evaluation
 from minirlhf.report import figures
 from minirlhf.report.card import model_card
 from minirlhf.report.duplicates import new_to
-from minirlhf.report.verdict import worst_mistakes
-from minirlhf.runtime import checkpoint
+from minirlhf.report.verdict import verdict, worst_mistakes
+from minirlhf.runtime import checkpoint, files
 from minirlhf.runtime.device import Device
+from minirlhf.runtime.tracking import About
 from minirlhf.settings import Settings
 
 
@@ -36,6 +39,66 @@ def describe_run(settings: Settings, device: Device, encoder: dict, counts: dict
         "device": f"{device.device}, {device.dtype}: {device.reason}",
         "versions": versions(),
     }
+
+
+def for_mlflow(config: dict) -> About:
+    """What MLflow is told of a run before it has numbers.
+
+    config: what `describe_run` returns.
+    """
+    arguments = config["arguments"]
+    tags = {
+        "approach": arguments["approach"],
+        "encoder": arguments["model"],
+        "dataset": arguments["dataset"],
+    }
+    return About(params=arguments, tags=tags, data=data_for_mlflow(arguments, config["data"]))
+
+
+def data_for_mlflow(arguments: dict, counts: dict) -> dict[str, str]:
+    """The data set of a run, as the fields of `mlflow.entities.Dataset`.
+
+    All are the same for every fold, because MLflow keeps one record for a name and digest.
+    """
+    dataset = arguments["dataset"]
+    if dataset == "arithmetic":
+        source_type = "code"
+        source = {"tags": {"mlflow.source.name": "minirlhf/bundled/arithmetic.py"}}
+    elif Path(dataset).exists():
+        source_type = "local"
+        source = {"uri": str(Path(dataset).resolve())}
+    else:
+        source_type = "hugging_face"
+        source = {
+            "path": files.SHORT_NAMES.get(dataset, dataset),
+            "config_name": arguments["config"],
+            "split": arguments["split"],
+        }
+    columns = []
+    for role in counts["columns"]:
+        kind = "double" if role.endswith("rating") else "string"
+        columns.append({"name": role, "type": kind})
+    profile = {name: counts[name] for name in ("pairs", "prompts", "rated")}
+    return {
+        "name": Path(dataset).name if source_type == "local" else dataset,
+        "digest": counts["sha256"][:8],  # as short as MLflow's own
+        "source_type": source_type,
+        "source": json.dumps(source),
+        "schema": json.dumps({"mlflow_colspec": columns}),
+        "profile": json.dumps(profile),
+    }
+
+
+def description(summary: dict) -> str:
+    """The verdict as Markdown: as a block, because Markdown would join other lines.
+
+    A block's lines are not wrapped where they are shown, so they are wrapped here.
+    """
+    lines = []
+    for line in verdict(summary).splitlines():
+        lines.append(fill(line, width=80, subsequent_indent="  "))
+    text = "\n".join(lines)
+    return f"```text\n{text}\n```"
 
 
 def summarize_run(

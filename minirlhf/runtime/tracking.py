@@ -3,9 +3,12 @@
 MLflow's local store (the file `mlflow.db` and the folder `mlruns/` in the current folder) needs no
 server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tracking off.
 
+MLflow's pages have one view for language-model applications and one for training, and a browser
+that has not chosen yet opens the former. The address that `track` prints asks for the latter.
+
 Copy this file alone; it needs mlflow when called.
 
->>> with track("none", "demo", Path("a run"), {}) as log:
+>>> with track("none", "demo", Path("a run"), About()) as log:
 ...     log({"loss": 0.5}, step=1)
 >>> print(console_row({"epoch": 1, "train_loss": 0.6931, "seconds": 12.0}))
 epoch 1 | train_loss 0.6931 | seconds 12
@@ -13,8 +16,10 @@ epoch 1 | train_loss 0.6931 | seconds 12
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 RUN_ID = (
@@ -22,12 +27,33 @@ RUN_ID = (
 )
 GIVE_UP_AFTER = 3  # failures; each costs seconds
 
+# Tags that MLflow's pages read. The first one is the experiment's: MLflow 3.5 chooses the view by
+# it, and 3.17 does not read it, but has a switch at the top left.
+KIND = "mlflow.experimentKind"
+TRAINING = "custom_model_development"
+DESCRIPTION = "mlflow.note.content"  # Markdown
+
 Log = Callable[[dict, int], None]  # (numbers by name, step)
+
+
+@dataclass
+class About:
+    """What MLflow is told of a run before it has numbers.
+
+    params: what the run was told; None values are left out.
+    tags: short words to search and group the runs by.
+    data: the fields of `mlflow.entities.Dataset`, which describes a data set and does not hold it;
+        None for no data set.
+    """
+
+    params: dict = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] | None = None
 
 
 @contextmanager
 def track(
-    uri: str | None, experiment: str, folder: Path, params: dict, again: bool = False
+    uri: str | None, experiment: str, folder: Path, about: About, again: bool = False
 ) -> Iterator[Log]:
     """Open an MLflow run and give a function `log(numbers, step)`.
 
@@ -35,14 +61,15 @@ def track(
         address, or "none" for no tracking.
     folder: its files and figures are uploaded when the block ends; the model is not. The first call
         of `log` writes the MLflow run's id there, so that with `again` the same run goes on.
-    params: what the run was told; None values are left out.
+    about: what is known of the run at its start; a run that goes on has it already.
     Raises ValueError if the store cannot be reached.
     """
     if uri == "none":
         yield log_nothing
         return
+    careful = Careful(folder)
     try:
-        run_id = open_run(uri, experiment, folder, params, again)
+        run_id = open_run(uri, experiment, about, again, careful)
     except Exception as error:  # a store raises what its backend raises
         reason = (
             f"cannot reach the tracking store {store_name(uri)!r} ({repr(error)[:200]}); "
@@ -54,7 +81,6 @@ def track(
         yield log_nothing
         return
 
-    careful = Careful(folder)
     status = "FAILED"
     try:
         yield lambda numbers, step: careful.log(numbers, step, run_id)
@@ -75,7 +101,9 @@ def store_name(uri: str | None) -> str:
     return uri or mlflow.get_tracking_uri()
 
 
-def open_run(uri: str | None, experiment: str, folder: Path, params: dict, again: bool) -> str:
+def open_run(
+    uri: str | None, experiment: str, about: About, again: bool, careful: "Careful"
+) -> str:
     """Start an MLflow run, or with `again` the one that the folder names; its id."""
     import mlflow
 
@@ -83,15 +111,44 @@ def open_run(uri: str | None, experiment: str, folder: Path, params: dict, again
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # A server that does not answer then costs seconds, not minutes for each row of numbers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    kept = folder / RUN_ID
+    kept = careful.folder / RUN_ID
     known = kept.read_text("utf-8") if again and kept.exists() else None
     mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment)
-    run = mlflow.start_run(known, run_name=folder.name)
+    tags_of_experiment = mlflow.set_experiment(experiment).tags
+    if KIND not in tags_of_experiment:  # a kind that a user chose stays
+        careful.attempt(mlflow.set_experiment_tag, KIND, TRAINING)
+    run = mlflow.start_run(known, run_name=careful.folder.name)
     if not known:
-        typed = {name: value for name, value in params.items() if value is not None}
+        typed = {name: value for name, value in about.params.items() if value is not None}
         mlflow.log_params(typed)
+        mlflow.set_tags(about.tags)
+        if about.data is not None:
+            careful.attempt(log_data, about.data, run.info.run_id)
+    print_page(run.info.experiment_id, run.info.run_id)
     return run.info.run_id
+
+
+def print_page(experiment_id: str, run_id: str) -> None:
+    """Print where a browser finds an MLflow run, if it is on a server or in a local store."""
+    import mlflow
+
+    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    store = mlflow.get_tracking_uri()
+    if store.startswith(("http:", "https:")):
+        print(f"mlflow    {store.rstrip('/')}/{page}")
+    elif store.startswith(("sqlite:", "file:")):
+        print(f"mlflow    mlflow ui --backend-store-uri {shlex.quote(store)}")
+        print(f"          http://127.0.0.1:5000/{page}")
+
+
+def log_data(data: dict[str, str], run_id: str) -> None:
+    """Name a data set as the input of an MLflow run. See `About.data`."""
+    import mlflow
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    context = InputTag("mlflow.data.context", "training")
+    described = DatasetInput(Dataset(**data), [context])
+    mlflow.MlflowClient().log_inputs(run_id, [described])
 
 
 class Careful:
@@ -102,12 +159,16 @@ class Careful:
         self.failures = 0
 
     def log(self, numbers: dict, step: int, run_id: str) -> None:
-        """Log the numbers among the values, and keep the MLflow run's id in the run folder."""
+        """Log the numbers among the values, and keep the MLflow run's id in the run folder.
+
+        An epoch's or step's own number is left out, because it is what the others are drawn over.
+        """
         import mlflow
 
         metrics = {}
         for name, value in numbers.items():
-            if isinstance(value, (int, float)):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and name not in ("epoch", "step"):
                 metrics[name] = float(value)
         self.attempt(mlflow.log_metrics, metrics, step=step)
         kept = self.folder / RUN_ID
@@ -138,7 +199,19 @@ class Careful:
             self.failures += 1
             last = ", and is not asked again" if self.failures == GIVE_UP_AFTER else ""
             reason = str(error)[:200]
-            print(f"warning: MLflow did not take it ({reason}){last}; it is in {self.folder}")
+            files = f"the run's own files are in {self.folder}"
+            print(f"warning: MLflow did not take it ({reason}){last}; {files}")
+
+
+def set_description(uri: str | None, folder: Path, text: str) -> None:
+    """Make a text in Markdown the description of a run folder's MLflow run."""
+    if uri == "none" or not (folder / RUN_ID).exists():
+        return
+    import mlflow
+
+    run_id = (folder / RUN_ID).read_text("utf-8")
+    client = mlflow.MlflowClient(uri)
+    Careful(folder).attempt(client.set_tag, run_id, DESCRIPTION, text)
 
 
 def make_child(uri: str | None, child: Path, parent: Path) -> None:

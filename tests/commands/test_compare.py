@@ -206,7 +206,16 @@ def test_each_run_is_a_child_in_mlflow(tiny_encoder, pairs_file):
     assert len(runs) == 3 and parents == {None, parent.info.run_id}
     assert all(run.info.status == "FINISHED" for run in runs)
     accuracy = metrics("out/regression-0")["test"]["accuracy"]
-    assert parent.data.metrics["regression_accuracy"] == pytest.approx(accuracy)
+    assert parent.data.metrics["table/regression_accuracy"] == pytest.approx(accuracy)
+    assert parent.data.tags["mlflow.note.content"] == Path("out/comparison.md").read_text()
+    (child,) = [run for run in runs if run.info.run_name == "regression-0"]
+    assert child.data.tags["mlflow.note.content"].startswith("```text\ntest accuracy ")
+    assert child.data.tags["approach"] == "regression"
+    assert child.data.tags["encoder"] == tiny_encoder
+    assert child.data.tags["dataset"] == "pairs.jsonl"
+    (data,) = child.inputs.dataset_inputs
+    checksum = config("out/regression-0")["data"]["sha256"]
+    assert (data.dataset.name, data.dataset.digest) == ("pairs.jsonl", checksum[:8])
 
 
 def test_a_run_that_fails_is_named(tiny_encoder, pairs_file, capfd):
