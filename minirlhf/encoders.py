@@ -115,11 +115,11 @@ def check_layers(name: str, config: dict) -> None:
             )
 
 
-def load_auto(name: str, attention: str | None = None, layers: int | None = None):
+def load_auto(name: str, attention: str | None = None, depth: float = 1.0):
     """A `transformers` encoder or decoder without its language-model head: (model, tokenizer).
 
     attention: an `attn_implementation` ("eager", "sdpa", ...); None for the library's choice.
-    layers: load the lowest of its layers only, so many; None for all.
+    depth: the share of its layers that is loaded, the lowest ones.
     The weights are float32. Raises ValueError, naming the ways out, if the model cannot be loaded.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -128,8 +128,8 @@ def load_auto(name: str, attention: str | None = None, layers: int | None = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        if layers is not None:
-            keep_lowest_layers(config, layers)
+        if depth < 1:
+            keep_lowest_layers(config, depth)
         model = AutoModel.from_pretrained(
             path,
             config=config,
@@ -145,16 +145,15 @@ def load_auto(name: str, attention: str | None = None, layers: int | None = None
     return model.eval(), tokenizer
 
 
-def keep_lowest_layers(config, layers: int) -> None:
+def keep_lowest_layers(config, depth: float) -> None:
     """Change the configuration of a `transformers` model, so that only some layers are loaded.
 
-    Raises ValueError if the model has fewer layers than that.
+    depth: the share (0 to 1) that is loaded, the lowest layers; at least one is.
+    Raises ValueError if the configuration does not say how many layers there are.
     """
-    available = getattr(config, "num_hidden_layers", None)
-    if available is None:
-        raise ValueError(f"a {config.model_type} does not say how many layers it has")
-    if layers > available:
-        raise ValueError(f"it has {available} layers, and not {layers}")
+    if not hasattr(config, "num_hidden_layers"):
+        raise ValueError(f"a {config.model_type} names no number of layers; give --depth 1")
+    layers = max(1, round(depth * config.num_hidden_layers))
     if getattr(config, "layer_types", None):  # the kind of attention of each layer
         config.layer_types = config.layer_types[:layers]
     config.num_hidden_layers = layers

@@ -166,7 +166,7 @@ def build(
     max_length: int = 256,
     attention: str | None = None,
     device: torch.device | str = "cpu",
-    layers: int | None = None,
+    depth: float = 1.0,
 ) -> RewardModel:
     """A new model for an approach: a pretrained encoder, and a head that prefers nothing yet.
 
@@ -174,8 +174,8 @@ def build(
     pooler: "mean", "last" or "cls", for the two Bradley-Terry approaches. None takes "last" for a
         decoder and "mean" for an encoder.
     max_length: tokens of a text; attention: `attn_implementation` of transformers.
-    layers: how many of the encoder's layers are used, the lowest ones, for the two Bradley-Terry
-        approaches; None for all.
+    depth: the share of the encoder's layers that is used, the lowest ones, for the two
+        Bradley-Terry approaches.
     Raises ValueError if the encoder cannot be loaded, cannot read `max_length` tokens, or reads
     padding as if it were text.
     """
@@ -184,7 +184,7 @@ def build(
         pooler = AS_PUBLISHED
         size = encoder.get_embedding_dimension()
     else:
-        encoder, tokenizer = encoders.load_auto(name, attention, layers)
+        encoder, tokenizer = encoders.load_auto(name, attention, depth)
         choose_what_learns(encoder, approach)
         pooler = pooler or ("last" if encoders.is_causal(encoder) else "mean")
         size = encoders.state_size(encoder)
@@ -266,6 +266,14 @@ def choose_what_learns(encoder: nn.Module, approach: str) -> None:
     except NotImplementedError as error:  # CANINE, which reads characters
         kind = type(encoder).__name__
         raise ValueError(f"a {kind} has no table of word embeddings; give another") from error
+
+
+def shape_of(model: RewardModel) -> str:
+    """How many layers the encoder has, and how its states become one vector, in words."""
+    pooler = model.info["pooling"]
+    if pooler == AS_PUBLISHED:
+        return "the vectors are those of the published encoder"
+    return f"layers: {model.encoder.config.num_hidden_layers}, pooling: {pooler}"
 
 
 def describe_encoder(model: RewardModel, name: str) -> dict:

@@ -126,6 +126,11 @@ class Settings:
         used_by=BRADLEY_TERRY,
         choices=("mean", "last", "cls"),
     )
+    depth: float = real(
+        1.0, 0.01, 1,
+        "share of the encoder's layers that is used, the lowest ones; fewer take less time",
+        used_by=BRADLEY_TERRY,
+    )  # fmt: skip
     max_length: int = whole(
         256, 8, 10**6, "tokens of question and answer together; the question is cut first"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MINILM
+from transformers import BertConfig
 
 import train
 from minirlhf import encoders, model, tokens
@@ -415,7 +416,7 @@ def test_the_lowest_layers_are_kept_and_are_those_of_the_whole_model(kind, reque
     """A model of one layer gives what the whole model has after its first layer."""
     name = request.getfixturevalue(kind)
     whole, _ = encoders.load_auto(name)
-    cut, _ = encoders.load_auto(name, layers=1)
+    cut, _ = encoders.load_auto(name, depth=0.6)
     assert cut.config.num_hidden_layers == 1
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -429,6 +430,18 @@ def test_the_lowest_layers_are_kept_and_are_those_of_the_whole_model(kind, reque
     assert torch.allclose(found.last_hidden_state, first, atol=1e-6)
 
 
-def test_more_layers_than_there_are_is_one_sentence(tiny_encoder):
-    with pytest.raises(ValueError, match="it has 2 layers, and not 3"):
-        encoders.load_auto(tiny_encoder, layers=3)
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(0.67, 4), (1.0, 6), (0.5, 3), (0.01, 1), (0.99, 6)]
+)
+def test_depth_is_a_share_of_the_layers(depth, layers):
+    config = BertConfig(num_hidden_layers=6)
+    encoders.keep_lowest_layers(config, depth)
+    assert config.num_hidden_layers == layers
+
+
+def test_a_configuration_without_a_number_of_layers_is_one_sentence():
+    class Unusual:
+        model_type = "unusual"
+
+    with pytest.raises(ValueError, match="names no number of layers; give --depth 1"):
+        encoders.keep_lowest_layers(Unusual(), 0.5)

@@ -7,8 +7,9 @@
     losses.png       What does the Bradley-Terry loss do, and what does a sigmoid before it spoil?
     comparison.png   Which approach is better? Drawn from `bundled.json`, which `compare` wrote.
     mistakes.png     What does each classic mistake cost? Drawn from `mistakes.json`.
+    work.png         How good does a model get for how much work? Drawn from `work.json`.
 
-The first three pictures need no results. The last two need the named file in the folder of results
+The first three pictures need no results. The others need the named file in the folder of results
 (`.github/results`); where it is missing, the picture is skipped and a line says so. No picture is
 drawn by hand, so after a change to a loss or to a result, run this command again. Two runs write
 the same pixels.
@@ -407,6 +408,31 @@ def draw_mistakes(path: Path, table_rows: list[dict]) -> None:
     draw(path, table_rows)
 
 
+def draw_work(path: Path, trials: list[dict]) -> None:
+    """The accuracy that each trial of a search reached, over the work that its training took.
+
+    trials: of each the `gflop` (thousands of millions of operations in matrix products), the
+        `accuracy` on fresh prompts, the number of `layers`, and whether it is the `default`.
+
+    Look for the trials in the upper left: nothing reached more with as little work.
+    """
+    with figures.picture(
+        path, "What a run reaches, and what it costs", "GFLOP", "accuracy"
+    ) as (axes,):
+        for layers, marker in ((6, "s"), (4, "o"), (3, "^"), (2, "v")):
+            some = [trial for trial in trials if trial["layers"] == layers]
+            work = [trial["gflop"] for trial in some]
+            reached = [trial["accuracy"] for trial in some]
+            label = f"{layers} of 6 layers"
+            axes.plot(work, reached, marker, color=BLUE, fillstyle="none", label=label)
+        chosen = [trial for trial in trials if trial["default"]]
+        work = [trial["gflop"] for trial in chosen]
+        reached = [trial["accuracy"] for trial in chosen]
+        axes.plot(work, reached, "o", color=RED, label="the default")
+        axes.axhline(0.5, color="gray", linestyle=":", label="a coin")
+        axes.set_xlim(left=0)
+
+
 # ---- All pictures
 class Result(NamedTuple):
     """A picture of results: the file that holds its table rows, and the function that draws it."""
@@ -423,6 +449,7 @@ WITHOUT_RESULTS = {
 FROM_RESULTS = {
     "comparison": Result("bundled.json", figures.draw_comparison),
     "mistakes": Result("mistakes.json", draw_mistakes),
+    "work": Result("work.json", draw_work),
 }
 
 

@@ -40,6 +40,11 @@ def results(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "bundled.json").write_text(json.dumps(rows))
     (folder / "mistakes.json").write_text(json.dumps({"seconds": 1.0, "rows": rows}))
+    trials = []
+    for layers in (6, 4, 3, 2):
+        trial = {"gflop": 1000.0 * layers, "accuracy": 0.7, "layers": layers}
+        trials.append(trial | {"default": layers == 4})
+    (folder / "work.json").write_text(json.dumps({"rows": trials}))
     monkeypatch.setitem(sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison))
     return folder
 
@@ -65,7 +70,7 @@ def draw(output="images") -> list[str]:
 
 def test_every_picture_is_written_wide_small_and_opaque(capsys):
     names = draw()
-    assert names == sorted([*WITHOUT_RESULTS, "comparison.png", "mistakes.png"])
+    assert names == sorted([*WITHOUT_RESULTS, "comparison.png", "mistakes.png", "work.png"])
     assert sorted(capsys.readouterr().out.split()) == [f"images/{name}" for name in names]
     for name in names:
         content = Path("images", name).read_bytes()
@@ -154,12 +159,12 @@ def test_the_losses_are_the_library_s(drawn):
 def test_missing_results_are_skipped_with_a_line(results, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, MODULE, None)  # the tool is not there
     (results / "bundled.json").unlink()
-    assert draw() == WITHOUT_RESULTS
+    assert draw() == [*WITHOUT_RESULTS, "work.png"]
     (line, other) = (s for s in capsys.readouterr().out.splitlines() if "skipped" in s)
     assert line == "images/comparison.png skipped: there is no results/bundled.json"
     assert "images/mistakes.png skipped" in other and MODULE in other
     (results / "mistakes.json").unlink()
-    assert draw() == WITHOUT_RESULTS
+    assert draw() == [*WITHOUT_RESULTS, "work.png"]
     assert "there is no results/mistakes.json" in capsys.readouterr().out
 
 
