@@ -174,10 +174,10 @@ def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
         )
     except Exception as error:
         raise ValueError(ways_out(name, error)) from error
-    if not hasattr(model[0], "config"):
+    if not hasattr(model[0], "auto_model"):  # the `transformers` model in it
         kind = type(model[0]).__name__
         raise ValueError(f"{name!r} is no transformer but begins with a {kind}; give another")
-    check_loaded(name, model[0], model.tokenizer)
+    check_loaded(name, model[0].auto_model, model.tokenizer)
     model.tokenizer.chat_template = None  # it was trained on plain text, whatever its base was
     return model.float().eval().requires_grad_(False), model.tokenizer
 
@@ -198,6 +198,17 @@ def state_size(model: torch.nn.Module) -> int:
     million parameters gives states of half that size.
     """
     return states_of_two_texts(model).shape[-1]
+
+
+@torch.inference_mode()
+def embedding_size(model: torch.nn.Module) -> int:
+    """How many numbers D the vector of a SentenceTransformer has.
+
+    Its own method for this was renamed; the vector of a text has been the same thing all along.
+    """
+    ids = torch.tensor([[5, 6, 7, 8]], device=model.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return model(batch)["sentence_embedding"].shape[-1]
 
 
 @torch.inference_mode()

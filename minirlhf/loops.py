@@ -152,7 +152,8 @@ def fit_finetune(
     if state.epoch == 0:
         start_head(working_copy, token_rows, train)
 
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
+    first_epoch = state.epoch + 1
+    for epoch in range(first_epoch, settings.epochs + 1):
         # Asked before the epoch, since a resumed run may be at its end.
         if state.epochs_waited >= settings.patience:
             break
@@ -164,6 +165,8 @@ def fit_finetune(
         working_copy.train(settings.dropout > 0)
         updates = draw_updates(train, settings, state.generator)
         progress = epoch_progress(updates, epoch, settings)
+        if epoch == first_epoch:
+            progress.rounds = settings.epochs - epoch + 1  # to say how long they will take
         for step, update in enumerate(progress):
             # The gradient of all pairs of the update, in batches that fit into memory.
             for batch in batches_of(update, token_rows, train, model.device):
@@ -320,7 +323,6 @@ def epoch_progress(updates: Sequence, epoch: int, settings: Settings) -> Progres
         pairs_in_updates,
         title=f"epoch {epoch} of {settings.epochs}",
         unit="pairs",
-        rounds=settings.epochs - epoch + 1,
         advice="--limit 1000 and --epochs 1 make it shorter",
     )
 

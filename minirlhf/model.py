@@ -182,7 +182,7 @@ def build(
     if approach in ("regression", "classification"):
         encoder, tokenizer = encoders.load_sentence_transformer(name, device)
         pooler = AS_PUBLISHED
-        size = encoder.get_embedding_dimension()
+        size = encoders.embedding_size(encoder)
     else:
         encoder, tokenizer = encoders.load_auto(name, attention, depth)
         choose_what_learns(encoder, approach)

@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets is imported
+# Before torch is imported: the tests run side by side, and each process keeps to one core.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 from typing import NamedTuple

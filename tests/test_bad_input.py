@@ -400,7 +400,7 @@ MODELS = {
     "weights cut to nothing": (cut("model.safetensors", 0), "header too small"),
     "weights as a pickle": (pickled, "no file named model.safetensors"),
     "weights of another shape": (config(hidden_size=64), "lack sound tensors of this shape: "),
-    "weights that lack a layer": (config(num_hidden_layers=3), "lack sound tensors"),
+    "weights that lack a layer": (config(num_hidden_layers=6), "lack sound tensors"),
     "weights that are NaN": (weights(lambda key, t: t * float("nan")), "lack sound tensors"),
     "another model's tokenizer": (half_the_words, "knows fewer tokens than its tokenizer has, 600"),
     "a cut config": (cut("config.json", 20), "not a valid JSON file"),

@@ -59,9 +59,7 @@ from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
-PAIRS = (
-    5000  # two idle CPU cores learn from them in two minutes if they multiply bfloat16 natively
-)
+PAIRS = 4000  # as many as the first run can learn from while one waits for it
 COLUMNS = ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating", "subset")
 
 # Every number of a question and of a correct or wrong working lies in this range. No number is 1,

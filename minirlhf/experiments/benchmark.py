@@ -66,7 +66,7 @@ from minirlhf.runtime.command_line import command, one_line
 from minirlhf.runtime.features import cached
 from minirlhf.settings import ENCODER, FINETUNE, FROZEN, Settings
 
-ONE_EPOCH = replace(FINETUNE, epochs=1)
+ONE_EPOCH = replace(FINETUNE, epochs=1, batch_size=32)
 TEN_EPOCHS = replace(FROZEN, epochs=10)
 
 SECTIONS = ("finetune", "embed", "frozen", "score", "memory", "start")

@@ -32,10 +32,8 @@ class Progress:
     sizes: Sequence[int]  # of each item, counted in `unit`
     title: str  # what the work is called
     unit: str  # a plural noun
-    rounds: int = (
-        0  # how often the items will be gone through in all; 0 for no estimate of that
-    )
-    advice: str = ""  # how to shorten it, if it takes long
+    rounds: int = 0  # how often it will be done; if set, all rounds are estimated once
+    advice: str = ""  # how to shorten them, if they take long
     note: str = ""  # shown beside the share that is done; may be set anew for each item
 
     def __iter__(self) -> Iterator:
@@ -81,6 +79,8 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """A time in words: in seconds below two minutes, in minutes below two hours, or in hours."""
+    if round(seconds) == 1:
+        return "a second"
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     if seconds < 7200:

@@ -76,8 +76,11 @@ def test_settings_are_the_defaults_of_train():
     for approach, of_benchmark in used.items():
         parser = settings.flag_parser("", "")
         real = settings.read_flags(parser, ["--approach", approach])
-        # One epoch is timed; the frozen run has ten.
-        assert replace(of_benchmark, epochs=real.epochs) == real
+        # One epoch is timed, of batches as large as TRL's; the frozen run has ten.
+        same = replace(of_benchmark, epochs=real.epochs, batch_size=real.batch_size)
+        assert same == real
+    assert benchmark.ONE_EPOCH.batch_size == 32
+    assert benchmark.TEN_EPOCHS.batch_size == settings.FROZEN.batch_size
     assert (benchmark.ONE_EPOCH.epochs, benchmark.TEN_EPOCHS.epochs) == (1, 10)
 
 

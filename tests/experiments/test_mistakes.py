@@ -186,7 +186,7 @@ def test_nothing_stays_planted_and_the_last_row_is_the_library_s_own(tiny_encode
     real = asdict(read_flags(flag_parser(), []))
     here = asdict(mistakes.SETTINGS)
     assert {name for name in here if real[name] != here[name]} == {
-        "batch_size",
+        "depth",
         "patience",
         "max_length",
     }

@@ -319,6 +319,8 @@ def test_a_parquet_file_that_is_damaged_in_the_middle_is_a_sentence():
 def test_values_that_datasets_keeps_as_json_are_decoded():
     import datasets
 
+    if not hasattr(datasets, "Json"):
+        pytest.skip("this version of datasets writes no JSON values")
     contents = ["2 + 2?", [{"type": "text", "text": "2 + 2?"}]]
     json_type = datasets.Json()
     message = {"role": datasets.Value("string"), "content": json_type}

@@ -76,6 +76,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch):
 
 def test_a_time_in_words():
     assert progress.duration(0.4) == "0 seconds"
+    assert progress.duration(1.2) == "a second"
     assert progress.duration(119) == "119 seconds"
     assert progress.duration(121) == "2 minutes"
     assert progress.duration(7300) == "2.0 hours"
