@@ -33,9 +33,9 @@ prompt and its four answers, and this is what a split by row leaks. Every row ke
 pairs for validation, even where the recipe never looks at it, so that all rows train on about as
 many pairs. All texts are cut to 64 tokens, question included, so that it matters from which end
 they are cut. The last row differs from a plain `python train.py` in the length, the number of
-epochs, the patience and the number of pairs, and it uses all layers of the encoder. Rows that only change the evaluation share
-one training. One seed took 17 minutes on two CPU cores that multiply bfloat16 natively, beside
-other jobs.
+epochs, the patience and the number of pairs, and it uses all layers of the encoder. Rows that only
+change the evaluation share one training. One seed took 17 minutes on two CPU cores that multiply
+bfloat16 natively, beside other jobs.
 
 What was measured, and what we make of it, is in minirlhf/experiments/README.md.
 
