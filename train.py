@@ -66,7 +66,7 @@ def run(settings: Settings) -> None:
         settings.max_length,
         device.attention,
         device.device,
-        settings.depth,
+        settings.depth or 1.0,
     )
     model.info["response_only"] = settings.response_only
     encoder = models.describe_encoder(model, settings.model)
@@ -78,7 +78,7 @@ def run(settings: Settings) -> None:
     texts = data.number_texts(pairs)
     encoded = model.encode(texts.prompts, texts.responses)
     token_rows = encoded.token_rows
-    counts |= model.count_tokens(pairs, texts, encoded)
+    counts |= model.count_truncation(pairs, texts, encoded)
     print(tokens.describe_truncation(counts, settings.max_length))
     # Pairs whose two sides have the same token ids are dropped from every part.
     parts = models.drop_identical_pairs(parts, texts, token_rows)
@@ -107,10 +107,13 @@ def run(settings: Settings) -> None:
             run_folder.check_disk(output, resume.bytes_needed(model))
             with checkpoint.whole_folder(output, settings.overwrite) as folder:
                 checkpoint.write_json(folder / "config.json", config)
-        log({}, step=0)  # nothing to log yet, but the first call keeps the id of MLflow's run
+        # There are no numbers yet, but the first call writes the id of MLflow's run to the folder.
+        log({}, step=0)
         print(f"folder    {output}")
 
         # ---- training: a record of each epoch is printed, logged and saved, and so is the model
+        # A helper process of torchrun writes to a scratch folder, but reads the state of the run
+        # that is resumed.
         state_file = Path(settings.resume or output) / "state.safetensors"
         state = loops.new_state(model, settings)
 
@@ -142,17 +145,18 @@ def run(settings: Settings) -> None:
         if is_frozen:
             models.save(model, output / "model")
 
-        # ---- evaluation. The test pairs are scored once, here, and nothing depends on the result.
-        # They are scored in float32, as a user will score texts, and the other parts in the
-        # precision of training. What has been read already is not read again.
+        # ---- evaluation. The test pairs are scored once, here, in float32, as a user will score
+        # texts, and nothing depends on the result. The other parts are scored in the precision of
+        # training. Frozen features computed in float32 serve for both. The validation result of
+        # the best epoch was kept by the loop.
         if is_frozen:
             on_train = loops.evaluate(model, features, train_sample)
             on_validation = loops.evaluate(model, features, validation)
         else:
             working_copy = model.in_precision(device.dtype)
             on_train = loops.evaluate_texts(working_copy, token_rows, train_sample)
-            on_validation = loops.Evaluation(**state.validation)  # of the epoch that was kept
-        if is_frozen and device.dtype == features.dtype:
+            on_validation = loops.Evaluation(**state.validation)
+        if is_frozen and device.computes_in_float32:
             on_test = loops.evaluate(model, features, test)
         else:
             on_test = loops.evaluate_texts(model, token_rows, test)
@@ -185,9 +189,10 @@ def column_names(settings: Settings) -> dict[str, str | None]:
 
 
 def choose_folder(settings: Settings) -> Settings:
-    """The settings with the folder that this run writes to; those of a run that is resumed.
+    """Decide which folder the run writes to.
 
-    Raises ValueError if the folder is taken, or if no run in it can go on.
+    The result is the settings with that folder as their output. A resumed run gets the settings
+    that its folder holds. Raises ValueError if the folder is taken, or if no run in it can go on.
     """
     if settings.resume is not None:
         config = run_folder.reopen(Path(settings.resume))

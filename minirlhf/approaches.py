@@ -104,5 +104,7 @@ STEPS = {
 }
 
 # How pairs are evaluated, given the vectors of their texts. Here bt-finetune is bt-frozen: the two
-# differ only in whether the gradient goes on into the encoder.
+# differ only in whether the gradient goes on into the encoder. An evaluation gives no settings. The
+# steps then use their default `FINETUNE`, in which margin and label smoothing are 0, and they have
+# that default for this purpose alone.
 EVALUATION_STEPS = STEPS | {"bt-finetune": bt_frozen}

@@ -39,7 +39,13 @@ from minirlhf.layouts import (
     write_texts,
 )
 
-SAMPLE = 500  # training pairs whose accuracy is reported; all would take as long as the test
+# The finished model's training accuracy is counted on about so many training pairs. All of them
+# would take as long as the test.
+TRAIN_SAMPLE_PAIRS = 500
+
+# How a sample of pairs is drawn.
+FEWEST_PROMPTS = 50  # in a sample, if there are so many
+USUAL_PAIRS_OF_A_PROMPT = 20  # a prompt with no more than these is taken whole
 
 # ---- pairs
 
@@ -248,9 +254,8 @@ class Parts(NamedTuple):
     """The pairs of an experiment, each part without what it cannot use."""
 
     train: list[PreferencePair]  # learned from
-    train_sample: list[
-        PreferencePair
-    ]  # some of them, without ties; training accuracy is of these
+    # Some of `train`, without ties: the finished model's training accuracy is counted on these.
+    train_sample: list[PreferencePair]
     validation: list[PreferencePair]
     test: list[PreferencePair]
 
@@ -269,7 +274,7 @@ def split_usable(
     train, validation, test = split(pairs, fold)
     parts = Parts(
         train=usable(train, rated, ties),
-        train_sample=sample(usable(train, rated)),
+        train_sample=sample_pairs(usable(train, rated)),
         validation=usable(validation, rated),
         test=usable(test),
     )
@@ -283,23 +288,38 @@ def split_usable(
     return parts
 
 
-def sample(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """The pairs of some prompts, about `SAMPLE` of them: enough to say how well all are known."""
-    some = of_some_prompts([normalize(pair.prompt) for pair in pairs], SAMPLE)
-    return [pairs[i] for i in some]
+def sample_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """A sample of the pairs, on which the training accuracy is counted: see `sample_by_prompt`."""
+    prompts = [normalize(pair.prompt) for pair in pairs]
+    return [pairs[i] for i in sample_by_prompt(prompts, TRAIN_SAMPLE_PAIRS)]
 
 
-def of_some_prompts(prompts: Sequence[Hashable], most: int) -> list[int]:
-    """The numbers of the pairs of every second prompt, or of every third, and so on.
+def sample_by_prompt(prompts: Sequence[Hashable], most: int) -> list[int]:
+    """The indices of the pairs of every k-th prompt.
 
-    prompts: of each pair. There are about `most` pairs in the result, or all if there are no more.
-    They are of whole prompts, since the pairs of a prompt share responses, and they are taken from
-    everywhere, since data may be sorted by where they come from.
+    prompts: that of each pair.
+    most: k is the smallest number for which at most `most` pairs are expected. The result may hold
+        as few as half of `most`, and a few more than `most` where the prompts differ in how many
+        pairs they have.
+
+    All pairs of a prompt are taken, because they share responses, and the prompts are spread over
+    the data, which may be sorted by source. Only where there are few prompts with very many pairs
+    each, more of the prompts are taken, and of each the first pairs: one prompt alone would say
+    little about the others.
     """
-    every = max(1, math.ceil(len(prompts) / most))
+    if len(prompts) <= most:
+        return list(range(len(prompts)))
     distinct = list(dict.fromkeys(prompts))
-    taken = set(distinct[::every])
-    return [i for i, prompt in enumerate(prompts) if prompt in taken]
+    k = min(math.ceil(len(prompts) / most), max(1, len(distinct) // FEWEST_PROMPTS))
+    taken = distinct[::k]
+    most_of_each = max(USUAL_PAIRS_OF_A_PROMPT, math.ceil(most / len(taken)))
+    left = dict.fromkeys(taken, most_of_each)
+    picked = []
+    for i, prompt in enumerate(prompts):
+        if left.get(prompt, 0) > 0:
+            left[prompt] -= 1
+            picked.append(i)
+    return picked
 
 
 def sizes(parts: Parts) -> dict[str, int]:

@@ -152,11 +152,27 @@ def keep_lowest_layers(config, depth: float) -> None:
     Raises ValueError if the configuration does not say how many layers there are.
     """
     if not hasattr(config, "num_hidden_layers"):
-        raise ValueError(f"a {config.model_type} names no number of layers; give --depth 1")
-    layers = max(1, round(depth * config.num_hidden_layers))
-    if getattr(config, "layer_types", None):  # the kind of attention of each layer
-        config.layer_types = config.layer_types[:layers]
+        raise ValueError(
+            f"a {config.model_type} does not say how many layers it has; give --depth 1"
+        )
+    before = config.num_hidden_layers
+    layers = max(1, round(depth * before))
+    # Some configurations describe each layer, such as its kind of attention or its window.
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == before:
+            setattr(config, name, value[:layers])
     config.num_hidden_layers = layers
+
+    try:  # a configuration that contradicts itself could not be saved after training
+        type(config).from_dict(config.to_dict())
+        # In an ALBERT with several groups, other layers would share their weights.
+        is_sound = getattr(config, "num_hidden_groups", 1) == 1
+    except Exception:  # of each library's own kinds
+        is_sound = False
+    if not is_sound:
+        raise ValueError(
+            f"a {config.model_type} cannot be cut to its lowest layers; give --depth 1"
+        )
 
 
 def load_sentence_transformer(name: str, device: torch.device | str = "cpu"):
@@ -204,7 +220,7 @@ def state_size(model: torch.nn.Module) -> int:
 def embedding_size(model: torch.nn.Module) -> int:
     """How many numbers D the vector of a SentenceTransformer has.
 
-    Its own method for this was renamed; the vector of a text has been the same thing all along.
+    It is measured on one text, because versions of the library name the method for it differently.
     """
     ids = torch.tensor([[5, 6, 7, 8]], device=model.device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -13,8 +13,10 @@ after training, but it cannot change the ranking. Accuracy is a poor guide, too:
 of 0.01 like one of 10, and on a few hundred pairs it jumps by chance.
 
 `train_loss` and `train_accuracy` are summed up during the epoch, each pair before the update that
-it belongs to, so they are behind the accuracy that the finished epoch would have on the same pairs.
-`validation_loss` leaves out margin and label smoothing. Read next: `metrics.py`.
+uses it, so they are behind the numbers that the model would have on the same pairs after the epoch.
+The training accuracy in `metrics.json` is another number: it is counted at the end, with the kept
+model on a sample of the training pairs. `validation_loss` leaves out margin and label smoothing.
+Read next: `metrics.py`.
 """
 
 import math
@@ -27,7 +29,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from minirlhf.approaches import EVALUATION_STEPS, STEPS, Step, bt_finetune
-from minirlhf.data import Part, of_some_prompts
+from minirlhf.data import Part, sample_by_prompt
 from minirlhf.metrics import credit, fit_temperature, negative_log_likelihood
 from minirlhf.model import RewardModel
 from minirlhf.runtime import precision, ranks
@@ -37,7 +39,7 @@ from minirlhf.settings import Settings
 from minirlhf.tokens import shuffled_batches
 
 FIRST_MARGINS = 0.3  # root mean square of the margins with which fine-tuning starts
-PAIRS_TO_START = 500  # from which the linear head is pointed; more were no better on validation
+PAIRS_TO_START = 500  # from which the linear head is pointed
 TEXTS_TO_SCALE = 10_000  # from which a head's scale is taken; more would say the same
 STEPS_A_RECORD = 10  # updates of a fine-tuning that one record of its steps sums up
 PAIRS_AT_ONCE = 5000  # in evaluation, so that memory stays flat
@@ -138,7 +140,8 @@ def fit_finetune(
     dtype: the precision of the encoder's computations; the weights that learn are float32.
     state: `new_state(model, settings)`, or that of a stopped run which now goes on. Whenever an
         epoch is yielded it is complete, so that it can be saved.
-    log_step: is called with a record of every ten updates (`step_record`).
+    log_step: is called after every tenth update with a record of the last ten (`step_record`). An
+        epoch may end within a record. A run that goes on may begin with a record of fewer.
     Raises FloatingPointError if a gradient or a loss is not finite, and ValueError if dropout is
     asked of an encoder that has none.
     """
@@ -153,21 +156,23 @@ def fit_finetune(
         start_head(working_copy, token_rows, train)
 
     first_epoch = state.epoch + 1
+    recent = Sums(model.device)  # of the updates since the last record of steps
     for epoch in range(first_epoch, settings.epochs + 1):
         # Asked before the epoch, since a resumed run may be at its end.
         if state.epochs_waited >= settings.patience:
             break
         start = time.perf_counter()
         sums = Sums(model.device)  # of the epoch
-        recent = Sums(model.device)  # of the last few updates
         # Without dropout all of the encoder is in evaluation mode, because attention may have a
         # dropout of its own, which `set_dropout` does not reach.
         working_copy.train(settings.dropout > 0)
         updates = draw_updates(train, settings, state.generator)
-        progress = epoch_progress(updates, epoch, settings)
-        if epoch == first_epoch:
-            progress.rounds = settings.epochs - epoch + 1  # to say how long they will take
+        # The first epoch says how long all of them will take.
+        epochs_left = settings.epochs - epoch + 1 if epoch == first_epoch else None
+        progress = epoch_progress(updates, epoch, settings, epochs_left)
         for step, update in enumerate(progress):
+            update_start = time.perf_counter()
+
             # The gradient of all pairs of the update, in batches that fit into memory.
             for batch in batches_of(update, token_rows, train, model.device):
                 result = bt_finetune(working_copy, batch.texts, batch.pairs, settings)
@@ -188,10 +193,12 @@ def fit_finetune(
             state.optimizer.zero_grad()
             precision.hand_weights(model, working_copy)
 
-            # What there is to see of it.
+            # Show the update, and record every tenth one together with those before it.
             state.step += 1
             progress.note = f"loss {recent.mean_loss():.3f}"
+            recent.seconds += time.perf_counter() - update_start
             if state.step % STEPS_A_RECORD == 0:
+                recent.add_up_over_processes()
                 if log_step:
                     epochs_done = epoch - 1 + (step + 1) / len(updates)
                     log_step(step_record(state, recent, epochs_done))
@@ -219,7 +226,7 @@ def start_head(model: RewardModel, token_rows: Sequence, train: Part) -> None:
     fit the head before the encoder moves. Pointing it was better than zero and than random, and no
     worse than fitting it to the end; the trials are in experiments/README.md.
     """
-    some = of_some_prompts(train.prompt.tolist(), PAIRS_TO_START)
+    some = sample_by_prompt(train.prompt.tolist(), PAIRS_TO_START)
     texts, pairs = distinct_texts(token_rows, train.pick(some))
     pairs = pairs.to(model.device)
     # A vector that is not finite is reported in training, with the pairs it belongs to.
@@ -313,8 +320,14 @@ def distinct_texts(token_rows: Sequence, pairs: Part) -> tuple[list, Part]:
     return texts, pairs._replace(chosen=chosen, rejected=rejected)
 
 
-def epoch_progress(updates: Sequence, epoch: int, settings: Settings) -> Progress:
-    """Goes through the updates of an epoch, and shows how far it is."""
+def epoch_progress(
+    updates: Sequence, epoch: int, settings: Settings, epochs_left: int | None
+) -> Progress:
+    """Goes through the updates of an epoch, and shows how far it is.
+
+    epochs_left: the number of epochs, this one included, whose time is estimated and printed; None
+        for no estimate.
+    """
     pairs_in_updates = []
     for update in updates:
         pairs_in_updates.append(sum(len(picked) for picked in update))
@@ -323,6 +336,7 @@ def epoch_progress(updates: Sequence, epoch: int, settings: Settings) -> Progres
         pairs_in_updates,
         title=f"epoch {epoch} of {settings.epochs}",
         unit="pairs",
+        epochs_left=epochs_left,
         advice="--limit 1000 and --epochs 1 make it shorter",
     )
 
@@ -331,7 +345,7 @@ def epoch_progress(updates: Sequence, epoch: int, settings: Settings) -> Progres
 
 
 class Sums:
-    """Loss and right pairs of some updates, summed up on the device.
+    """Sums over some updates of loss, right pairs, pairs and seconds.
 
     Pairs of equal ratings count in the loss, since a regression learns from them. They are left out
     of the accuracy, since neither response is preferred.
@@ -342,7 +356,7 @@ class Sums:
         self.loss = torch.zeros((), device=device)
         self.right = torch.zeros((), device=device)
         self.untied = torch.zeros((), device=device)  # pairs that can be right or wrong
-        self.start = time.perf_counter()
+        self.seconds = 0.0  # that the updates took; the loop that makes them counts it
 
     def add(self, result: Step, pairs: Part) -> None:
         """Add a batch of pairs."""
@@ -358,7 +372,7 @@ class Sums:
         ranks.sum_tensors([self.pairs, self.loss, self.right, self.untied])
 
     def mean_loss(self) -> float:
-        """The loss of a pair."""
+        """The mean loss of a pair."""
         return self.loss.item() / max(1, self.pairs.item())
 
     def accuracy(self) -> float:
@@ -383,17 +397,18 @@ def new_state(model: RewardModel, settings: Settings) -> TrainingState:
 def step_record(state: TrainingState, recent: Sums, epochs_done: float) -> dict:
     """The numbers of the last few updates, as `steps.jsonl` has them.
 
-    recent: the sums of these updates; under torchrun those of this process's share.
+    recent: the sums of these updates, over all processes.
     epochs_done: how many epochs are over, with a fraction.
+
+    The pairs a second are those of the updates alone, without the validation between two epochs.
     """
-    seconds = time.perf_counter() - recent.start
     return {
         "step": state.step,
         "epochs_done": epochs_done,
         "step_loss": recent.mean_loss(),
         "step_accuracy": recent.accuracy(),
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "pairs_per_second": recent.pairs.item() / seconds,
+        "pairs_per_second": recent.pairs.item() / recent.seconds,
     }
 
 
@@ -422,7 +437,11 @@ def epoch_record(
 
 
 def keep_if_best(state: TrainingState, record: dict, evaluation: "Evaluation") -> None:
-    """Keep the weights if the epoch is the best so far, and say in its record whether it is."""
+    """Mark in the record whether this epoch is the best so far.
+
+    If it is, keep its weights, its validation result and its temperature. If it is not, count it
+    for the patience.
+    """
     record["best"] = record["calibrated_loss"] < state.lowest_loss
     if not record["best"]:
         state.epochs_waited += 1

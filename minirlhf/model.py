@@ -4,8 +4,9 @@
 
 The encoder is either a `transformers` model whose hidden states we pool ourselves (bt-frozen and
 bt-finetune), or a SentenceTransformer that pools and normalises as it was published (regression and
-classification). With the default encoder, the vectors of bt-frozen are those of regression before
-they are scaled to length 1. Read next: `loops.py`.
+classification). With the default encoder and `--depth 1`, the vectors of bt-frozen are those of
+regression before these are scaled to length 1. By default bt-frozen uses the lower two thirds of
+the layers, and regression uses all of them. Read next: `loops.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,10 +120,14 @@ class RewardModel(nn.Module):
             prompts = [""] * len(prompts)
         return tokens.encode(prompts, responses, self.tokenizer, self.info["max_length"])
 
-    def count_tokens(
+    def count_truncation(
         self, pairs: Sequence[PreferencePair], texts: Texts, encoded: tokens.Encoded
     ) -> dict[str, int]:
-        """What became of the texts of some pairs as tokens, for the report on the data."""
+        """Counts for the report on the data.
+
+        They are the texts, the texts that were cut, the questions that were lost, and the pairs
+        whose two sides became identical.
+        """
         questions = texts.prompts
         if self.info.get("response_only"):
             questions = [""] * len(questions)
@@ -197,7 +202,7 @@ def build(
         "max_length": max_length,
         "size": size,  # D
         "temperature": 1.0,  # until a loop fits it, at the best epoch
-        "response_only": False,  # until train.py blanks the prompts
+        "response_only": False,  # train.py sets it; `encode` then leaves the prompts out
     }
     head = HEADS[approach](size)
     model = RewardModel(encoder, tokenizer, head, info).to(device)

@@ -6,9 +6,10 @@ other settings writes `replace(FINETUNE, epochs=1)`.
 
 How to train depends on the approach, so there are two presets: `FINETUNE` for bt-finetune, and
 `FROZEN` for the three approaches whose encoder is frozen, so that they train nothing but a head.
-None stands for a setting that was not given, or that the approach does not use. Typing a flag that
-the approach does not use is an error. Most defaults were compared with others on validation data;
-what was tried is in `minirlhf/experiments/README.md`.
+None stands for a setting that was not given. A setting that an approach does not use keeps its
+default or is None. Its value in `config.json` then means nothing (see `used_by`), and typing its
+flag is an error. Most defaults were compared with others on validation data; what was tried is in
+`minirlhf/experiments/README.md`.
 
 Copy this file alone; it needs nothing but Python. Read next: `train.py`, then `data.py`.
 
@@ -126,7 +127,7 @@ class Settings:
         used_by=BRADLEY_TERRY,
         choices=("mean", "last", "cls"),
     )
-    depth: float = real(
+    depth: float | None = real(
         0.67, 0.01, 1,
         "share of the encoder's layers that is used, the lowest ones: the upper ones cost time, "
         "and on the bundled data nothing was lost without them",
@@ -224,6 +225,8 @@ GROUPS = {  # the first field of each group in the help text
 def preset(approach: str) -> Settings:
     """The defaults of an approach."""
     base = FINETUNE if approach == "bt-finetune" else FROZEN
+    if approach not in used_by("depth"):  # it reads the encoder as it was published
+        return replace(base, approach=approach, depth=None)
     return replace(base, approach=approach)
 
 

@@ -640,7 +640,7 @@ def test_a_response_that_repeats_the_conversation_is_the_same_text_alone(row):
 
 def test_a_sample_has_whole_prompts_from_everywhere():
     prompts = [f"prompt {i // 4}" for i in range(4000)]
-    some = data.of_some_prompts(prompts, 500)
+    some = data.sample_by_prompt(prompts, 500)
     assert len(some) == 500
     assert some == sorted(some)
     taken = {prompts[i] for i in some}
@@ -651,8 +651,8 @@ def test_a_sample_has_whole_prompts_from_everywhere():
 
 
 def test_a_small_part_is_its_own_sample():
-    assert data.of_some_prompts(["a", "b", "a"], 500) == [0, 1, 2]
-    assert data.of_some_prompts([], 500) == []
+    assert data.sample_by_prompt(["a", "b", "a"], 500) == [0, 1, 2]
+    assert data.sample_by_prompt([], 500) == []
 
 
 def test_training_accuracy_is_counted_on_some_of_the_training_pairs():
@@ -660,3 +660,16 @@ def test_training_accuracy_is_counted_on_some_of_the_training_pairs():
     parts = data.split_usable(pairs, fold=0)
     assert 300 < len(parts.train_sample) < 700 < len(parts.train)
     assert set(parts.train_sample) < set(parts.train)
+
+
+def test_a_sample_of_few_large_prompts_is_not_of_one_prompt():
+    prompts = [f"prompt {i // 1000}" for i in range(5000)]
+    some = data.sample_by_prompt(prompts, 500)
+    assert len(some) == 500
+    assert len({prompts[i] for i in some}) == 5
+
+
+def test_one_large_prompt_does_not_fill_a_sample():
+    prompts = ["large"] * 3000 + [f"prompt {i}" for i in range(3000)]
+    some = data.sample_by_prompt(prompts, 500)
+    assert sum(prompts[i] == "large" for i in some) <= 20

@@ -443,5 +443,30 @@ def test_a_configuration_without_a_number_of_layers_is_one_sentence():
     class Unusual:
         model_type = "unusual"
 
-    with pytest.raises(ValueError, match="names no number of layers; give --depth 1"):
+    with pytest.raises(ValueError, match="does not say how many layers it has; give --depth 1"):
         encoders.keep_lowest_layers(Unusual(), 0.5)
+
+
+def test_what_a_configuration_says_of_each_layer_is_cut_with_the_layers(tmp_path):
+    from transformers import AutoModel, GPTNeoConfig, GPTNeoModel, LongformerConfig
+
+    longformer = LongformerConfig(num_hidden_layers=6, attention_window=[4, 4, 4, 8, 8, 8])
+    encoders.keep_lowest_layers(longformer, 0.67)
+    assert longformer.attention_window == [4, 4, 4, 8]
+
+    sizes = {"hidden_size": 16, "num_heads": 2, "vocab_size": 50}
+    neo = GPTNeoConfig(num_layers=6, attention_types=[[["global", "local"], 3]], **sizes)
+    encoders.keep_lowest_layers(neo, 0.67)
+    GPTNeoModel(neo).save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=False)
+    assert again.config.attention_layers == ["global", "local"] * 2
+    assert len(again.h) == 4
+
+
+def test_an_albert_with_groups_of_layers_is_not_cut():
+    from transformers import AlbertConfig
+
+    encoders.keep_lowest_layers(AlbertConfig(num_hidden_layers=6), 0.5)
+    grouped = AlbertConfig(num_hidden_layers=6, num_hidden_groups=2)
+    with pytest.raises(ValueError, match="give --depth 1"):
+        encoders.keep_lowest_layers(grouped, 0.5)

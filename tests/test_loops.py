@@ -1,6 +1,7 @@
 """The two loops on tiny encoders: what is trained, when they stop, and what they report."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from minirlhf.heads import MLPHead
 from minirlhf.settings import FINETUNE
 
 SETTINGS = replace(FINETUNE, lr=1e-3, weight_decay=0.0, patience=1000, batch_size=8)
+NUMBERS = ("loss", "accuracy")
 
 
 def fit(built, token_rows, part, epochs, **settings):
@@ -282,6 +284,37 @@ def test_a_record_of_updates_is_the_mean_over_their_pairs(tiny_encoder):
         assert step["epochs_done"] == epoch["epoch"]
         assert step["step_loss"] == pytest.approx(epoch["train_loss"], rel=1e-6)
         assert step["step_accuracy"] == pytest.approx(epoch["train_accuracy"], rel=1e-6)
+
+
+def test_a_record_of_updates_goes_on_over_the_end_of_an_epoch(tiny_encoder, monkeypatch):
+    """The validation in between is in no record, and its time does not count."""
+    clock = [0.0]  # an update takes no time but for the two looks at the clock
+
+    def tick() -> float:
+        clock[0] += 0.5
+        return clock[0]
+
+    def slow(*args):
+        clock[0] += 1000
+        return evaluate(*args)
+
+    evaluate = loops.evaluate_texts
+    monkeypatch.setattr(loops, "evaluate_texts", slow)
+    monkeypatch.setattr(loops, "time", SimpleNamespace(perf_counter=tick))
+    built, token_rows, part = prepare("bt-finetune", tiny_encoder, pairs=30)
+    part = part._replace(prompt=torch.arange(len(part.prompt)))  # so that batches are full
+    settings = replace(SETTINGS, epochs=2, batch_size=2)  # 15 updates an epoch
+    steps = []
+    history = list(
+        loops.fit_finetune(built, token_rows, part, part, settings, log_step=steps.append)
+    )
+    assert [record["epochs_done"] for record in steps] == pytest.approx([10 / 15, 20 / 15, 2])
+    # As many pairs are in each record, and as many in each epoch, so the means agree.
+    by_steps = [np.mean([record[f"step_{name}"] for record in steps]) for name in NUMBERS]
+    by_epochs = [np.mean([epoch[f"train_{name}"] for epoch in history]) for name in NUMBERS]
+    assert by_steps == pytest.approx(by_epochs, rel=1e-6)
+    assert [record["pairs_per_second"] for record in steps] == [4.0] * 3
+    assert all(epoch["seconds"] > 1000 for epoch in history)
 
 
 def test_what_the_best_epoch_said_of_validation_is_kept(tiny_encoder):

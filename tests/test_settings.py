@@ -96,3 +96,9 @@ def test_mps_is_parsed_and_chosen_where_there_is_one(monkeypatch):
     settings = read("--approach", "bt-finetune", "--device", "mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device(settings.device).device.type == "mps"
+
+
+def test_an_approach_that_reads_the_published_encoder_has_no_depth():
+    assert preset("regression").depth is None
+    assert preset("classification").depth is None
+    assert preset("bt-frozen").depth == preset("bt-finetune").depth == 0.67

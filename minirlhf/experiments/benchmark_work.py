@@ -85,13 +85,17 @@ def silence_libraries() -> None:
 
 
 def new_model(approach: str, settings: Settings, machine: Device) -> models.RewardModel:
-    """A new model for an approach, of the encoder and maximum length in `settings`."""
+    """A new model for an approach, of the encoder and maximum length in `settings`.
+
+    All layers are used, as the other libraries do.
+    """
     return models.build(
         approach,
         settings.model,
         max_length=settings.max_length,
         attention=machine.attention,
         device=machine.device,
+        depth=1.0,
     )
 
 

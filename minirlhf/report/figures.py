@@ -87,9 +87,10 @@ def draw_comparison(path: Path, models: list[dict]) -> None:
 
 
 def _learning_curves(path: Path, history: list[dict], steps: list[dict]) -> None:
-    """Loss and accuracy after each epoch, on the training part and on validation.
+    """Loss and accuracy over the epochs, on the training part and on validation.
 
-    The thin line is the training loss or accuracy of every few updates, before these were made.
+    Validation is drawn as it is after each epoch, and training as it is averaged over the epoch
+    while the weights moved. The thin gray line is the same average over about ten updates.
 
     Look for the epoch from which only the training curve improves. Most of what the model learns
     after it holds for the training pairs alone. Worry if validation stays at the coin, because then

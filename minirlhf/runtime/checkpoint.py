@@ -42,9 +42,8 @@ def temporary_name(path: Path) -> Path:
 def take_place(temporary: Path, path: Path) -> None:
     """Flush a file to the disk and give it its name."""
     with open(temporary, "rb+") as file:
-        os.fsync(
-            file.fileno()
-        )  # otherwise a power cut could leave the new name with no content
+        # Otherwise a power cut could leave the new name with no content.
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -3,7 +3,7 @@
 Bad input ends a command with one sentence on stderr and exit code 2, Ctrl-C with exit code 130, and
 neither with a stack trace. An error of any other kind is a fault of ours and keeps its trace.
 
-Copy this file alone; it needs nothing but Python, and safetensors if the command uses it.
+Copy this file alone. It needs safetensors, and transformers for `quiet_transformers`.
 
 >>> parser = command("score", "Score responses.")
 >>> parser.prog
@@ -37,16 +37,16 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def nothing_to_add() -> str:
-    """No hint."""
+def no_hint() -> str:
+    """The default hint, which is empty."""
     return ""
 
 
 @contextmanager
-def one_line(
-    parser: ArgumentParser, hint: Callable[[], str] = nothing_to_add
-) -> Iterator[None]:
-    """Whatever goes wrong inside is said in one line on stderr.
+def one_line(parser: ArgumentParser, hint: Callable[[], str] = no_hint) -> Iterator[None]:
+    """Turn Ctrl-C, and errors that a user can mend, into one line on stderr and an exit code.
+
+    Any other error is raised again, with its trace.
 
     parser: the command's; its name stands before the error.
     hint: called after Ctrl-C; what it returns is added to "interrupted".
@@ -68,16 +68,14 @@ def one_line(
 def in_words(error: Exception) -> str | None:
     """What a user can understand of an error, in one line; None for a fault of ours."""
     text = " ".join(str(error).split())
-    short_of_memory = (
-        "memory" in text or "start new thread" in text
-    )  # a thread needs memory, too
+    # A thread that cannot be started lacks memory, too.
+    short_of_memory = "memory" in text or "start new thread" in text
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and short_of_memory):
         return "out of memory; lower --batch-size (raise --accumulate instead) or --max-length"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return text
 
-    from safetensors import (
-        SafetensorError,
-    )  # raised where a file is damaged or the disk is full
+    # `SafetensorError` is raised where a file is damaged or the disk is full.
+    from safetensors import SafetensorError
 
     return text if isinstance(error, SafetensorError) else None

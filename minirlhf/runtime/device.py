@@ -21,6 +21,11 @@ class Device(NamedTuple):
     attention: str | None  # `attn_implementation` of transformers, None for its own choice
     reason: str
 
+    @property
+    def computes_in_float32(self) -> bool:
+        """True where training and frozen features are as exact as scoring, which is in float32."""
+        return self.dtype == torch.float32
+
 
 def pick_device(name: str = "auto") -> Device:
     """Choose cuda, then mps, then cpu; or take the one that is named ("cuda:1" works).

@@ -14,6 +14,7 @@ b
 '2 minutes'
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,18 +22,18 @@ from dataclasses import dataclass
 
 SECONDS_BETWEEN_LINES = 20
 SECONDS_TO_ESTIMATE = 5  # of work, on which the estimate of the whole is based
-LONG = 600  # seconds; of work that takes longer one wants to know how to shorten it
+LONG = 600  # seconds; above this, `advice` is printed with the estimate
 
 
 @dataclass
 class Progress:
-    """Goes through items, one after the other, and shows how much of the work is done."""
+    """An iterable over `items` that shows how much of the work is done."""
 
     items: Sequence
     sizes: Sequence[int]  # of each item, counted in `unit`
     title: str  # what the work is called
     unit: str  # a plural noun
-    rounds: int = 0  # how often it will be done; if set, all rounds are estimated once
+    epochs_left: int | None = None  # if given, the time for this many is estimated once
     advice: str = ""  # how to shorten them, if they take long
     note: str = ""  # shown beside the share that is done; may be set anew for each item
 
@@ -41,30 +42,44 @@ class Progress:
         from tqdm import tqdm
 
         total = sum(self.sizes)
-        start = time.monotonic()
-        next_line = SECONDS_BETWEEN_LINES
-        is_estimated = self.rounds == 0
-        done = 0
-        # disable=None: there is no bar where the standard error is no terminal.
+        self.done = 0
+        self.start = time.monotonic()
+        self.next_line = SECONDS_BETWEEN_LINES
+        self.estimate_is_due = self.epochs_left is not None
+
+        # Of torchrun's processes the first one speaks for all.
+        self.is_silent = os.environ.get("RANK", "0") != "0"
+
+        # None: there is no bar where the standard error is no terminal.
+        disable = True if self.is_silent else None
         unit = f" {self.unit}"
-        with tqdm(total=total, desc=self.title, unit=unit, leave=False, disable=None) as bar:
+        with tqdm(total=total, desc=self.title, unit=unit, leave=False, disable=disable) as bar:
             for item, size in zip(self.items, self.sizes, strict=True):
                 yield item
-                done += size
-                bar.set_postfix_str(self.note, refresh=False)
-                bar.update(size)
+                self.done += size
+                self.show(bar, size, total)
 
-                seconds = time.monotonic() - start
-                if not is_estimated and seconds >= SECONDS_TO_ESTIMATE:
-                    bar.write(self.estimate(seconds * total / done), file=sys.stderr)
-                    is_estimated = True
-                if bar.disable and seconds >= next_line and done < total:
-                    print(self.line(done, total, seconds), file=sys.stderr)
-                    next_line = seconds + SECONDS_BETWEEN_LINES
+    def show(self, bar, size: int, total: int) -> None:
+        """Show what is done after an item: on the bar, or in a line if there is none.
+
+        bar: tqdm's; size: of the item; total: the size of all items.
+        """
+        if self.is_silent:
+            return
+        bar.set_postfix_str(self.note, refresh=False)
+        bar.update(size)
+
+        seconds = time.monotonic() - self.start
+        if self.estimate_is_due and seconds >= SECONDS_TO_ESTIMATE:
+            bar.write(self.estimate(seconds * total / self.done), file=sys.stderr)
+            self.estimate_is_due = False
+        if bar.disable and seconds >= self.next_line and self.done < total:
+            print(self.line(self.done, total, seconds), file=sys.stderr)
+            self.next_line = seconds + SECONDS_BETWEEN_LINES
 
     def estimate(self, seconds: float) -> str:
-        """How long all rounds will take, if one takes so many seconds."""
-        whole = seconds * self.rounds
+        """How long all epochs will take, if one takes so many seconds."""
+        whole = seconds * self.epochs_left
         text = f"{self.title}: the training will take about {duration(whole)}"
         return f"{text}; {self.advice}" if whole > LONG else text
 

@@ -3,8 +3,11 @@
 MLflow's local store (the file `mlflow.db` and the folder `mlruns/` in the current folder) needs no
 server; `mlflow ui` shows it. Another `uri` names a server, and "none" turns tracking off.
 
-MLflow's pages have one view for language-model applications and one for training, and a browser
-that has not chosen yet opens the former. The address that `track` prints asks for the latter.
+MLflow's pages have one view for language models and one for training. A browser that has not chosen
+yet opens the view for language models; the address that `track` prints opens the one for training.
+
+A run that was killed and resumed logs the updates after its last whole epoch a second time, so
+MLflow has two equal points there; `steps.jsonl` has one.
 
 Copy this file alone; it needs mlflow when called.
 
@@ -22,9 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RUN_ID = (
-    "mlflow_run_id"  # a file in the run folder, so that a resumed run goes on in MLflow, too
-)
+# A file in the run folder with the id of its MLflow run, so that a resumed run goes on there, too.
+RUN_ID = "mlflow_run_id"
 GIVE_UP_AFTER = 3  # failures; each costs seconds
 
 # Tags that MLflow's pages read. The first one is the experiment's: MLflow 3.5 chooses the view by
@@ -53,15 +55,16 @@ class About:
 
 @contextmanager
 def track(
-    uri: str | None, experiment: str, folder: Path, about: About, again: bool = False
+    uri: str | None, experiment: str, folder: Path, about: About, resumed: bool = False
 ) -> Iterator[Log]:
     """Open an MLflow run and give a function `log(numbers, step)`.
 
     uri: None for MLflow's own default (its environment variable, else the local store), an
         address, or "none" for no tracking.
     folder: its files and figures are uploaded when the block ends; the model is not. The first call
-        of `log` writes the MLflow run's id there, so that with `again` the same run goes on.
+        of `log` writes the MLflow run's id there.
     about: what is known of the run at its start; a run that goes on has it already.
+    resumed: go on with the MLflow run whose id the folder holds.
     Raises ValueError if the store cannot be reached.
     """
     if uri == "none":
@@ -69,13 +72,13 @@ def track(
         return
     careful = Careful(folder)
     try:
-        run_id = open_run(uri, experiment, about, again, careful)
+        run_id = open_run(uri, experiment, about, resumed, careful)
     except Exception as error:  # a store raises what its backend raises
         reason = (
             f"cannot reach the tracking store {store_name(uri)!r} ({repr(error)[:200]}); "
             "--tracking-uri none does without one"
         )
-        if not again:
+        if not resumed:
             raise ValueError(reason) from error
         print(f"warning: {reason}")  # a run that has begun goes on
         yield log_nothing
@@ -102,9 +105,9 @@ def store_name(uri: str | None) -> str:
 
 
 def open_run(
-    uri: str | None, experiment: str, about: About, again: bool, careful: "Careful"
+    uri: str | None, experiment: str, about: About, resumed: bool, careful: "Careful"
 ) -> str:
-    """Start an MLflow run, or with `again` the one that the folder names; its id."""
+    """Start an MLflow run, or go on with the one that a resumed run's folder names; its id."""
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -112,15 +115,15 @@ def open_run(
     # A server that does not answer then costs seconds, not minutes for each row of numbers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     kept = careful.folder / RUN_ID
-    known = kept.read_text("utf-8") if again and kept.exists() else None
+    known = kept.read_text("utf-8") if resumed and kept.exists() else None
     mlflow.set_tracking_uri(uri)
     tags_of_experiment = mlflow.set_experiment(experiment).tags
     if KIND not in tags_of_experiment:  # a kind that a user chose stays
         careful.attempt(mlflow.set_experiment_tag, KIND, TRAINING)
     run = mlflow.start_run(known, run_name=careful.folder.name)
     if not known:
-        typed = {name: value for name, value in about.params.items() if value is not None}
-        mlflow.log_params(typed)
+        given = {name: value for name, value in about.params.items() if value is not None}
+        mlflow.log_params(given)
         mlflow.set_tags(about.tags)
         if about.data is not None:
             careful.attempt(log_data, about.data, run.info.run_id)
@@ -152,16 +155,17 @@ def log_data(data: dict[str, str], run_id: str) -> None:
 
 
 class Careful:
-    """Calls of MLflow that may fail: hours of training are worth more than a curve."""
+    """Calls of MLflow whose failure must not stop the training."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.failures = 0
 
     def log(self, numbers: dict, step: int, run_id: str) -> None:
-        """Log the numbers among the values, and keep the MLflow run's id in the run folder.
+        """Send the values that are numbers to MLflow, and write the run's id to the run folder.
 
-        An epoch's or step's own number is left out, because it is what the others are drawn over.
+        `epoch` and `step` are left out, because they are the x axis. The id is written once. It
+        cannot be written earlier, because the run folder is made after the MLflow run was opened.
         """
         import mlflow
 

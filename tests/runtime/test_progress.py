@@ -48,12 +48,12 @@ def test_short_work_needs_no_line(monkeypatch):
 
 
 def test_the_estimate_comes_once_within_ten_seconds(monkeypatch):
-    lines = work(monkeypatch, seconds_an_item=2, items=9, rounds=3, advice="take less")
+    lines = work(monkeypatch, seconds_an_item=2, items=9, epochs_left=3, advice="take less")
     assert lines == ["epoch 1 of 3: the training will take about 54 seconds"]
 
 
 def test_a_long_estimate_says_how_to_shorten_it(monkeypatch):
-    lines = work(monkeypatch, seconds_an_item=2, items=200, rounds=3, advice="take less")
+    lines = work(monkeypatch, seconds_an_item=2, items=200, epochs_left=3, advice="take less")
     assert lines[0] == "epoch 1 of 3: the training will take about 20 minutes; take less"
     assert sum("will take" in line for line in lines) == 1
 
@@ -80,3 +80,13 @@ def test_a_time_in_words():
     assert progress.duration(119) == "119 seconds"
     assert progress.duration(121) == "2 minutes"
     assert progress.duration(7300) == "2.0 hours"
+
+
+def test_only_the_first_process_of_torchrun_shows_progress(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setenv("RANK", "1")
+    assert list(Progress([1, 2], [1, 1], "reading", "texts")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert list(Progress([1, 2], [1, 1], "reading", "texts")) == [1, 2]
+    assert "50% done" in capsys.readouterr().err

@@ -24,11 +24,11 @@ def client(tmp_path):
     return mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def track_run(client, folder, about=None, again=False, **numbers):
+def track_run(client, folder, about=None, resumed=False, **numbers):
     """Track a run in the store, and read it back."""
     folder.mkdir(exist_ok=True)
     about = about or tracking.About()
-    with tracking.track(client.tracking_uri, "test", folder, about, again) as log:
+    with tracking.track(client.tracking_uri, "test", folder, about, resumed) as log:
         log(numbers, step=1)
     return client.get_run((folder / tracking.RUN_ID).read_text())
 
@@ -83,7 +83,7 @@ def test_the_store_holds_parameters_tags_data_and_description(client, tmp_path, 
 def test_a_run_that_goes_on_is_the_same_one(client, tmp_path):
     about = tracking.About({"lr": 0.1}, {"approach": "bt-frozen"}, DATA)
     first = track_run(client, tmp_path / "run", about, loss=0.5)
-    second = track_run(client, tmp_path / "run", about, again=True, loss=0.4)
+    second = track_run(client, tmp_path / "run", about, resumed=True, loss=0.4)
     assert first.info.run_id == second.info.run_id
     assert second.data.metrics == {"loss": 0.4}
     assert len(second.inputs.dataset_inputs) == 1
