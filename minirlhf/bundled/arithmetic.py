@@ -750,7 +750,7 @@ def _misread_one(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The numbers with one of them misread, in every way that is not another of them."""
     found = []
     for i, number in enumerate(numbers):
-        for wrong in _misreadings(number):
+        for wrong in misreadings(number):
             if wrong not in numbers:
                 wrong_numbers = list(numbers)
                 wrong_numbers[i] = wrong
@@ -759,7 +759,7 @@ def _misread_one(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 @cache
-def _misreadings(number: int) -> tuple[int, ...]:
+def misreadings(number: int) -> tuple[int, ...]:
     """What a number becomes if one digit is misread or the digits are read backwards."""
     digits = str(number)
     found = []
