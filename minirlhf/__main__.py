@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "judge a run on other data: pairs, or the best of several graded candidates",
     "compare": "train and test all approaches on the same folds, and make one table",
     "selfcheck": "check a reward model's plumbing: padding, order, save and load",
+    "policy": "train a policy on a reward, four ways, and see what the reward was worth",
     "export": "write a run as a model folder of sentence-transformers or transformers",
 }
 EXPERIMENTS = {

@@ -52,12 +52,24 @@ def render(prompt: str, response: str, tokenizer) -> str:
     if not getattr(tokenizer, "chat_template", None):
         return TEMPLATE.format(prompt=prompt, response=response)
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return fill_template(turns, tokenizer)
+
+
+def fill_template(
+    turns: list[dict[str, str]], tokenizer, add_generation_prompt: bool = False
+) -> str:
+    """The turns of a conversation as the tokenizer's chat template writes them.
+
+    turns: dictionaries with a "role" and a "content".
+    add_generation_prompt: end with what stands before an answer, so that a policy can write one.
+    Raises ValueError if the template fails or does not end.
+    """
     try:
         template = bounded_template(tokenizer.get_chat_template())
         template.environment.passes = 0
         return template.render(
             messages=turns,
-            add_generation_prompt=False,
+            add_generation_prompt=add_generation_prompt,
             tools=None,
             documents=None,
             date_string="1 January 2025",

@@ -17,13 +17,14 @@ What to copy: the idea of `questions`, which finds a known question in a longer 
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from minirlhf import data, layouts
 from minirlhf.bundled import arithmetic
 from minirlhf.report.duplicates import near_duplicates
 from minirlhf.report.results import prompts_of
-from minirlhf.runtime import files
+from minirlhf.runtime import checkpoint, files
 
 MOST_PAIRS = 1_000_000  # that are made again to see which prompts a run learned from
 
@@ -64,6 +65,24 @@ def check_limit(limit) -> None:
             f"config.json says that the run used {limit!r:.40} pairs; at most {MOST_PAIRS:,} are "
             "made again"
         )
+
+
+def prompts_seen(run: Path) -> set[str]:
+    """All prompts of the bundled data that the run has used; none if it has used other data.
+
+    Raises ValueError if the folder's config.json is not what train.py writes.
+    """
+    config = run / "config.json"
+    try:
+        arguments = checkpoint.read_json(config)["arguments"]
+        dataset = arguments["dataset"]
+        limit = arguments["limit"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{config} does not say what the run was trained on") from error
+    check_limit(limit)
+    if dataset != "arithmetic":
+        return set()
+    return {row["prompt"] for row in arithmetic.generate(limit or arithmetic.PAIRS)}
 
 
 def questions(item) -> set[str]:

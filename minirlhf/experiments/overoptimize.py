@@ -54,9 +54,8 @@ from torch import Tensor, nn
 
 from minirlhf import data, loops, score
 from minirlhf import model as models
-from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import FLAWS, draw_answer, generate, make_problem
-from minirlhf.commands.unseen import check_limit
+from minirlhf.commands.unseen import prompts_seen
 from minirlhf.metrics import bootstrap, credit, named
 from minirlhf.report import figures
 from minirlhf.report.tables import interval, table
@@ -103,24 +102,6 @@ MODELS = ("run", "honest", "shortcut")
 
 
 # ---- The texts: pairs to train the heads on, and drawn answers to choose from
-def prompts_seen(run: Path) -> set[str]:
-    """All prompts of the bundled data that the run has used; none if it has used other data.
-
-    Raises ValueError if the folder's config.json is not what train.py writes.
-    """
-    config = run / "config.json"
-    try:
-        arguments = checkpoint.read_json(config)["arguments"]
-        dataset = arguments["dataset"]
-        limit = arguments["limit"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{config} does not say what the run was trained on") from error
-    check_limit(limit)
-    if dataset != "arithmetic":
-        return set()
-    return {row["prompt"] for row in generate(limit or arithmetic.PAIRS)}
-
-
 def plant(prompt: str, response: str, rating: float, kind: str, seed: int) -> str:
     """The response with PHRASE at its end, or without it; `kind` is a key of CHANCES.
 

@@ -1,0 +1,74 @@
+"""Best-of-n of the policy at its start: what a reward is worth without any training.
+
+For every n up to the number of draws, the answer with the highest reward of n is taken. The curve
+is exact for the draws that there are (`overoptimize.expected_best`). Its distance from the start is
+log n - (n - 1)/n nats, which is the divergence if all answers have different rewards, and an upper
+bound of it otherwise (Beirami et al. 2024, arXiv:2401.01879).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from minirlhf.experiments.overoptimize import expected_best, kl_bound, sizes
+from minirlhf.policy.loop import VALIDATION_SEED, Look
+from minirlhf.policy.methods import best_of_n
+from minirlhf.policy.policies import Draws, Policy
+from minirlhf.policy.questions import Question
+from minirlhf.policy.report import with_intervals
+from minirlhf.policy.rewards import Reward, grades_of
+from minirlhf.policy.settings import PolicySettings
+from minirlhf.runtime.device import seed_everything
+
+
+def draw_many(
+    policy: Policy,
+    reward: Reward,
+    questions: Sequence[Question],
+    settings: PolicySettings,
+) -> Draws:
+    """`settings.draws` answers to each question, with their rewards."""
+    seed_everything(settings.seed * 10_000 + VALIDATION_SEED)
+    draws = policy.sample(questions, settings.draws, settings.max_tokens)
+    return replace(draws, rewards=reward(draws.questions, draws.texts))
+
+
+def curve(draws: Draws) -> list[dict]:
+    """What the best of n is worth for n = 1, 2, 4 ...: rows as those of `history.jsonl`."""
+    values = {"reward": draws.rewards.double()}  # each (P, G)
+    if draws.questions[0].problem is not None:
+        grades = grades_of(draws.questions, draws.texts)
+        ratings = [[grade.rating for grade in of_question] for of_question in grades]
+        flawless = [[float(not grade.flaws) for grade in of_question] for of_question in grades]
+        values["rating"] = torch.tensor(ratings)
+        values["flawless"] = torch.tensor(flawless)
+    lengths = draws.mask.sum(dim=1).view(len(draws.questions), -1)
+    prompts = [question.text for question in draws.questions]
+
+    rows = []
+    for n in sizes(draws.group):
+        of_best = {name: expected_best(draws.rewards, all_, n) for name, all_ in values.items()}
+        tokens = expected_best(draws.rewards, lengths.cpu(), n).mean().item()
+        numbers = {"kl": kl_bound(n), "tokens": tokens, "distinct": distinct(draws, n)}
+        rows.append({"at": n, **with_intervals(of_best, prompts), **numbers})
+    return rows
+
+
+def distinct(draws: Draws, n: int) -> float:
+    """The share of different texts among one pick of the first n draws of each question."""
+    rewards: Tensor = draws.rewards[:, :n]
+    picked = rewards.argmax(dim=1).tolist()
+    texts = [texts[i] for texts, i in zip(draws.texts, picked, strict=True)]
+    return len(set(texts)) / len(texts)
+
+
+def look_at(draws: Draws) -> Look:
+    """The best of all draws of each question, as a look at a policy."""
+    best = best_of_n(draws)
+    grades = None
+    if draws.questions[0].problem is not None:
+        grades = [of_question[0] for of_question in grades_of(best.questions, best.texts)]
+    distance = torch.full((len(best.questions),), kl_bound(draws.group))
+    return Look(best, draws.rewards.amax(dim=1), distance, grades)

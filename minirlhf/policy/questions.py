@@ -1,0 +1,96 @@
+"""What a policy is asked: the questions to learn from, to look at while learning, and to judge by.
+
+The questions of the toy are made by the bundled generator, so there are always new ones: no
+question is learned from twice. Those to look at and to judge by come from a pool of their own,
+which is the same for every seed, method and reward, so that runs are compared on the same
+questions. Neither the supervised start nor a reward model has seen them.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from minirlhf import data
+from minirlhf.bundled.arithmetic import Problem, make_problem
+from minirlhf.layouts import listed, name_columns, read_prompt, write_texts
+from minirlhf.runtime import files
+
+POOL = 4000  # problems that nothing is trained on
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a policy is asked."""
+
+    text: str
+    problem: Problem | None = None  # for the toy, whose truth is known
+
+
+class Questions(NamedTuple):
+    """The questions of a run, in three parts that share none."""
+
+    train: list[Question]
+    validation: list[Question]
+    test: list[Question]
+
+
+def held_out_problems() -> list[Problem]:
+    """The pool of problems that no policy learns from."""
+    return distinct_problems(random.Random("held out"), POOL, avoid=set())
+
+
+def distinct_problems(rng: random.Random, count: int, avoid: set[str]) -> list[Problem]:
+    """So many problems with different prompts, none of which is in `avoid`."""
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        problem = make_problem(rng)
+        if problem.prompt not in avoid:
+            problems.setdefault(problem.prompt, problem)
+    return list(problems.values())
+
+
+def of_the_toy(train: int, validation: int, test: int, seed: int, seen: set[str]) -> Questions:
+    """Bundled problems, so many in each part.
+
+    seed: of the training part only. seen: prompts that the reward was trained on; they are in no
+    part to look at or to judge by. Raises ValueError if the pool is too small.
+    """
+    pool = held_out_problems()
+    unseen = [problem for problem in pool if problem.prompt not in seen]
+    if len(unseen) < validation + test:
+        raise ValueError(
+            f"there are {len(unseen)} unseen problems; lower --validation or --test"
+        )
+    rng = random.Random(f"policy {seed}")
+    learned = distinct_problems(rng, train, avoid={problem.prompt for problem in pool})
+    parts = (learned, unseen[test : test + validation], unseen[:test])
+    return Questions(
+        *[[Question(problem.prompt, problem) for problem in part] for part in parts]
+    )
+
+
+def of_a_dataset(
+    name: str, split: str, config: str | None, column: str | None, fold: int, seed: int
+) -> Questions:
+    """The prompts of other data, split as `data.split` does it for a run of that fold.
+
+    Raises ValueError if there is no column of prompts, or if there are too few to split.
+    """
+    texts: dict[str, None] = {}  # in their order, each once
+    for row in files.load_rows(name, split, config):
+        columns = name_columns(list(row), prompt=column)
+        if not columns["prompt"]:
+            raise ValueError(f"no column of prompts in {name}; it has: {listed(list(row))}")
+        text, _ = write_texts(read_prompt(row, columns), ["?"])
+        texts.setdefault(text)
+    pairs = [data.PreferencePair(text, "", "") for text in texts]
+    parts = data.split(pairs, fold)
+    questions = [[Question(pair.prompt) for pair in part] for part in parts]
+    random.Random(f"policy {seed}").shuffle(questions[0])
+    return Questions(*questions)
+
+
+def of_step(train: list[Question], step: int, count: int) -> list[Question]:
+    """The questions of a training step, the first step being 1; after the last comes the first."""
+    first = (step - 1) * count
+    return [train[i % len(train)] for i in range(first, first + count)]

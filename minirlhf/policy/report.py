@@ -1,0 +1,180 @@
+"""What came of a policy: numbers with their intervals, answers side by side, and the picture."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minirlhf.bundled.arithmetic import FLAWS
+from minirlhf.bundled.grader import UNREADABLE, Grade
+from minirlhf.metrics import bootstrap, named
+from minirlhf.policy.loop import Look, shares_of_flaws
+from minirlhf.report import figures
+from minirlhf.report.tables import interval, table
+
+SAMPLES = 10  # questions whose answers are shown
+BOUNDS = {"rating": (1.0, 10.0), "flawless": (0.0, 1.0)}  # of a single answer
+
+# Okabe and Ito's colours, and a marker each, so that they differ in black and white too.
+LOOKS = {
+    "best-of-n": ("black", "x"),
+    "rejection-sampling": ("#009E73", "^"),
+    "dpo-data": ("#CC79A7", "D"),
+    "dpo": (figures.RED, "s"),
+    "grpo": (figures.BLUE, "o"),
+}
+
+
+# ---- numbers
+
+
+def judged(seen: Look) -> dict:
+    """The numbers of a look at the test questions, with 95 % intervals over the questions."""
+    prompts = [question.text for question in seen.draws.questions]
+    values = {"reward": seen.rewards, "kl": seen.kl}
+    if seen.grades is not None:
+        values["rating"] = torch.tensor([grade.rating for grade in seen.grades])
+        values["flawless"] = torch.tensor([float(not grade.flaws) for grade in seen.grades])
+    numbers = with_intervals(values, prompts)
+    numbers["tokens"] = seen.draws.mask.sum(dim=1).float().mean().item()
+    texts = [of_question[0] for of_question in seen.draws.texts]
+    numbers["distinct"] = len(set(texts)) / len(texts)
+    if seen.grades is not None:
+        numbers["flaws"] = shares_of_flaws(seen.grades)
+    return numbers
+
+
+def with_intervals(values: dict[str, Tensor], prompts: Sequence[str]) -> dict[str, float]:
+    """Each value (Q,) as its mean over questions with a 95 % interval: three named numbers."""
+    numbers = {}
+    for name, of_questions in values.items():
+        found = bootstrap(of_questions.cpu().float(), prompts, ends=BOUNDS.get(name))
+        numbers |= named(name, found)
+    return numbers
+
+
+# ---- words
+
+
+def verdict(metrics: dict) -> str:
+    """What a run has shown, in a few lines."""
+    start = metrics["start"]
+    end = metrics["end"]
+    lines = [
+        f"method     {metrics['method']}, reward: {', '.join(metrics['reward'])}",
+        f"reward     {interval(start, 'reward', '.2f')} -> {interval(end, 'reward', '.2f')}",
+    ]
+    if "rating" in end:
+        best = metrics["best"]
+        rating = f"{interval(start, 'rating', '.2f')} -> {interval(end, 'rating', '.2f')}"
+        lines.append(f"truth      {rating}, of at most 10")
+        lines.append(
+            f"           {interval(best, 'rating', '.2f')} {metrics['where']} {best['at']}, which "
+            "validation says was the best"
+        )
+        fell = end["rating_high"] < best["rating_low"]
+        rose = end["reward"] >= best["reward"]
+        if fell and rose:
+            lines.append(
+                "           the reward went on rising while the truth fell: over-optimised"
+            )
+    lines.append(f"distance   {end['kl']:.2f} nats an answer from the start")
+    lines.append(
+        f"answers    {end['tokens']:.0f} tokens, {end['distinct']:.0%} of them distinct"
+    )
+    return "\n".join(lines)
+
+
+def point_cells(point: dict) -> list[str]:
+    """The cells of a table for one point of a run."""
+    return [
+        interval(point, "reward", ".2f"),
+        interval(point, "rating", ".2f"),
+        f"{point['kl']:.2f}",
+        interval(point, "flawless", ".2f"),
+        f"{point['tokens']:.0f}",
+    ]
+
+
+def methods_table(runs: Sequence[dict]) -> str:
+    """The start, and for each run its best validation point and its end."""
+    head = ["method", "at", "reward", "true rating [95 %]", "KL", "flawless", "tokens"]
+    lines = [["start", "", *point_cells(runs[0]["start"])]]
+    for metrics in runs:
+        for name in ("best", "end"):
+            if name in metrics:
+                at = f"{name}: {metrics['where']} {metrics[name]['at']}"
+                lines.append([metrics["method"], at, *point_cells(metrics[name])])
+    return table(head, lines)
+
+
+def samples(before: Look, after: Look) -> str:
+    """What the policy answered to some questions at its start and at its end, side by side."""
+    text = "# The same questions before and after\n"
+    for i, question in enumerate(before.draws.questions[:SAMPLES]):
+        text += f"\n**{one_line(question.text)}**\n\n"
+        for name, seen in (("before", before), ("after", after)):
+            answer = one_line(seen.draws.texts[i][0])
+            remark = f"reward {seen.rewards[i]:.2f}"
+            if seen.grades is not None:
+                remark += f", {in_words(seen.grades[i])}"
+            text += f"- {name} ({remark}): {answer}\n"
+    return text
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, which would end a Markdown list."""
+    return " ".join(text.split())
+
+
+def in_words(grade: Grade) -> str:
+    """A grade as a few words."""
+    flaws = ", ".join(grade.flaws) or "no flaw"
+    return f"rated {grade.rating:g}: {flaws}"
+
+
+# ---- pictures
+
+
+def draw_flaws(path: Path, history: Sequence[dict]) -> None:
+    """The share of each flaw while training.
+
+    Look for a flaw that grows while the reward rises: it is what the reward overlooks, or likes.
+    """
+    title = "What the policy writes while it trains"
+    with figures.picture(path, title, "step", "share of the answers") as (axes,):
+        steps = [row["step"] for row in history]
+        shown = [flaw for flaw in ("flawless", *FLAWS, UNREADABLE) if flaw in history[0]]
+        colors = [*(color for color, _ in LOOKS.values()), "0.6", "#56B4E9", "#E69F00"]
+        for i, flaw in enumerate(sorted(shown, key=lambda name: -largest(history, name))[:6]):
+            shares = [row[flaw] for row in history]
+            label = flaw.replace("_", " ")
+            axes.plot(
+                steps, shares, color=colors[i], marker="osx^Dv"[i], markersize=3, label=label
+            )
+
+
+def largest(history: Sequence[dict], name: str) -> float:
+    """The largest value that a number has in a history."""
+    return max(row[name] for row in history)
+
+
+def draw_curves(path: Path, title: str, curves: dict[str, Sequence[dict]]) -> None:
+    """Reward and true rating against the square root of the KL divergence, a line for each method.
+
+    curves: by method, points with `kl`, `reward` and, if it is known, `rating`.
+    This is how Gao et al. 2022 draw it. Look for where a line of the right panel turns while its
+    line of the left panel goes on rising: from there on the policy learns what the reward model is
+    wrong about.
+    """
+    has_truth = all("rating" in point for points in curves.values() for point in points)
+    labels = ["reward", "true rating"] if has_truth else ["reward"]
+    with figures.picture(path, title, "square root of KL (nats)", *labels) as panels:
+        for axes, name in zip(panels, ("reward", "rating"), strict=False):
+            for method, points in curves.items():
+                color, marker = LOOKS.get(method, (None, "o"))
+                x = [math.sqrt(max(point["kl"], 0.0)) for point in points]
+                y = [point[name] for point in points]
+                axes.plot(x, y, "-", color=color, marker=marker, markersize=3, label=method)

@@ -1,0 +1,68 @@
+"""What a policy's training holds between two steps, saved so that a stopped run can go on.
+
+The file holds the weights, the best ones so far, AdamW's moments and how far the run is. No state
+of chance is needed, since each step draws from a seed of its own. On a CPU the run ends with the
+weights of one that was never stopped.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from minirlhf.policy.loop import PolicyState
+from minirlhf.policy.policies import Policy
+from minirlhf.runtime.checkpoint import load_tensors, save_tensors
+from minirlhf.runtime.precision import hand_weights
+from minirlhf.runtime.resume import starting_with
+
+FORMAT = 1  # of the file; raised when what it holds changes
+
+
+def save_state(path: Path, policy: Policy, state: PolicyState) -> None:
+    """Write the state after a step, whole."""
+    tensors = {}
+    for name, weight in policy.model.named_parameters():
+        tensors[f"weight/{name}"] = weight
+    for name, weight in state.best_weights.items():
+        tensors[f"best/{name}"] = weight
+    for number, moments in state.optimizer.state_dict()["state"].items():
+        for name, moment in moments.items():
+            tensors[f"moment/{number}/{name}"] = moment
+    numbers = {
+        "format": FORMAT,
+        "step": state.step,
+        "best_step": state.best_step,
+        "best_rating": state.best_rating,
+        "seconds": state.seconds,
+    }
+    # Weights that are tied share their memory, which a file of tensors cannot.
+    save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, numbers)
+
+
+def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
+    """Put back into policy and state what was saved at `path`, if there is any.
+
+    Raises ValueError if the file is damaged or of another version.
+    """
+    if not path.exists():
+        return
+    try:
+        tensors, numbers = load_tensors(path)
+        if numbers["format"] != FORMAT:
+            raise ValueError("it is of another version")
+        policy.model.load_state_dict(starting_with("weight/", tensors), strict=False)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be used ({error}); start the run again") from error
+
+    hand_weights(policy.model, policy.worker)
+    state.step = numbers["step"]
+    state.best_step = numbers["best_step"]
+    state.best_rating = numbers["best_rating"]
+    state.seconds = numbers["seconds"]
+    state.best_weights = starting_with("best/", tensors)
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, moment in starting_with("moment/", tensors).items():
+        number, _, of_what = name.partition("/")
+        moments.setdefault(int(number), {})[of_what] = moment
+    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": moments})

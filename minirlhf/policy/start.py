@@ -1,0 +1,133 @@
+"""The supervised start of the toy policy: a tiny transformer imitates the bundled answers.
+
+The model is transformers' own Llama, with 0.36 million parameters. It reads 38,400 answers of the
+generator, good ones and bad ones as they come, so its answers are about as good as the generator's:
+this is the policy that a reward has to improve. It takes about a minute on two cores, once: the
+weights are kept in the cache, under a digest of all that they depend on.
+"""
+
+import hashlib
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from minirlhf.bundled import arithmetic
+from minirlhf.bundled.arithmetic import draw_answer
+from minirlhf.policy import language
+from minirlhf.policy.objectives import sequence_log_probabilities
+from minirlhf.policy.policies import Policy, ToyWriter
+from minirlhf.policy.questions import Question, distinct_problems, held_out_problems
+from minirlhf.runtime.checkpoint import whole_folder
+from minirlhf.runtime.device import seed_everything
+from minirlhf.runtime.features import cache_folder
+from minirlhf.runtime.progress import Progress
+
+ANSWERS = 64  # a step
+POOL = 16  # batches are drawn at once, so that answers of similar length go together
+USUAL_TOKENS = 33  # of an answer
+LR = 5e-3  # the highest that trains without leaps; it falls to zero
+WARM_UP = 20  # steps
+SIZE = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+
+
+def start_of_the_toy(seed: int, steps: int) -> Policy:
+    """The policy after its supervised start, trained now or read from the cache."""
+    from transformers import LlamaForCausalLM
+
+    folder = cache_folder().parent / "policy" / digest(seed, steps)
+    if not folder.is_dir():
+        policy = Policy(new_model(seed), ToyWriter())
+        imitate_generator(policy, seed, steps)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(folder) as unfinished:
+            policy.save(unfinished)
+    return Policy(
+        LlamaForCausalLM.from_pretrained(folder, trust_remote_code=False), ToyWriter()
+    )
+
+
+def digest(seed: int, steps: int) -> str:
+    """A name for all that the weights depend on: the code of data, language and training."""
+    sources = (
+        b"".join(Path(module.__file__).read_bytes() for module in (arithmetic, language))
+        + Path(__file__).read_bytes()
+    )
+    text = f"{seed} {steps} {torch.__version__}".encode()
+    return hashlib.sha256(sources + text).hexdigest()[:32]
+
+
+def new_model(seed: int):
+    """A tiny Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    seed_everything(seed)
+    writer = ToyWriter()
+    config = LlamaConfig(
+        vocab_size=len(language.vocabulary()),
+        tie_word_embeddings=True,
+        pad_token_id=writer.pad_id,
+        bos_token_id=None,
+        eos_token_id=writer.end_ids[0],
+        **SIZE,
+    )
+    return LlamaForCausalLM(config)
+
+
+def imitate_generator(policy: Policy, seed: int, steps: int) -> None:
+    """Train the policy on the generator's answers by cross-entropy."""
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    progress = Progress(range(steps), [ANSWERS] * steps, "supervised start", "answers")
+    batches = generated_batches(policy, seed)
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min(1, (step + 1) / WARM_UP) * (1 - step / steps)
+        loss = imitation_loss(policy, next(batches))
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(policy.model.parameters(), max_norm=1.0)
+        optimizer.step()
+        progress.note = f"loss {loss.item():.3f}"
+
+
+def imitation_loss(policy: Policy, draws) -> Tensor:
+    """Negative log-likelihood of B answers, in nats a token of an answer of usual length.
+
+    The sum is divided by a constant. A mean over the tokens of a batch would weigh them the more,
+    the shorter the answers of the batch are, and short answers would become too likely.
+    """
+    log_p = policy.log_probabilities(draws)  # (B, A)
+    of_answers = sequence_log_probabilities(log_p, draws.mask)  # (B,)
+    return -of_answers.mean() / USUAL_TOKENS
+
+
+def generated_batches(policy: Policy, seed: int):
+    """Batches of answers that the generator draws, each to a problem of its own, without end.
+
+    Answers of similar length share a batch, so that little of it is padding.
+    """
+    rng = random.Random(f"supervised start {seed}")
+    held_out = {problem.prompt for problem in held_out_problems()}
+    while True:
+        pool = []
+        for problem in distinct_problems(rng, POOL * ANSWERS, avoid=held_out):
+            text = draw_answer(problem, rng).text
+            question = Question(problem.prompt, problem)
+            length = len(policy.writer.answer_ids(question, text))
+            pool.append((length, question, text))
+        pool.sort(key=lambda entry: entry[0])
+        batches = [pool[start : start + ANSWERS] for start in range(0, len(pool), ANSWERS)]
+        rng.shuffle(batches)
+        for batch in batches:
+            questions = [question for _, question, _ in batch]
+            yield policy.read(questions, [[text] for _, _, text in batch])
