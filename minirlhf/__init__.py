@@ -23,10 +23,11 @@ The other folders serve the book, and you can read it without them:
     report/        numbers -> words and pictures
     commands/      what users type: `python -m minirlhf` lists them
     experiments/   what readers reproduce; its README.md is the lab notebook
-    bundled/       the data set that comes along
+    bundled/       the data set that comes along, and the grader that knows the truth
+    policy/        the second half: what a reward does to a policy; its README.md is a chapter
 
-Imports go down only: commands and experiments use the report, the report uses the book, and the
-book uses the runtime.
+Imports go down only: commands, experiments and policies use the report, the report uses the book,
+and the book uses the runtime.
 
 Shapes: B pairs of a batch, N examples, U distinct texts (of the data, or of a batch where only a
 batch is at hand), T tokens, D hidden size. A margin is the chosen response's reward minus the

@@ -20,6 +20,7 @@ COMMANDS = {
 EXPERIMENTS = {
     "mistakes": "what each of eight classic mistakes costs, mended one by one",
     "overoptimize": "choose the best of n by reward, and watch what it is really worth",
+    "turn": "how far a policy rises on a reward before it turns, over several runs",
     "coverage": "how often the 95 % intervals hold the truth, by simulation",
     "benchmark": "speed, memory and start-up on this machine, beside other libraries",
     "pictures": "draw the pictures of the README from committed results",

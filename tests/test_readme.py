@@ -24,6 +24,7 @@ from minirlhf.settings import APPROACHES, flag_parser, read_flags
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 NOTEBOOK = (ROOT / "minirlhf/experiments/README.md").read_text("utf-8")
+CHAPTER = (ROOT / "minirlhf/policy/README.md").read_text("utf-8")
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -226,7 +227,9 @@ def test_no_commit_is_named():
 
 
 def test_every_picture_is_drawn_by_the_tools():
-    shown = set(re.findall(r"\]\([./]*\.github/images/(\w+)\.png\)", README + NOTEBOOK))
+    shown = set(
+        re.findall(r"\]\([./]*\.github/images/(\w+)\.png\)", README + NOTEBOOK + CHAPTER)
+    )
     assert shown == {path.stem for path in (ROOT / ".github/images").iterdir()}
     assert {f"{name}.png" for name in shown - {"overoptimize"}} <= set(
         re.findall(r"(\w+\.png)", pictures.__doc__)

@@ -86,6 +86,7 @@ def set_scene(settings: PolicySettings) -> Scene:
     device = pick_device(settings.device)
     print(f"device     {device.device} ({device.reason})")
     is_truth = TRUTH in settings.reward
+    reward = true_ratings if is_truth else RunReward(settings.reward, device)
     if settings.policy == TOY:
         seen = set()
         for one in settings.reward:
@@ -109,7 +110,6 @@ def set_scene(settings: PolicySettings) -> Scene:
         )
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in questions._asdict().items())
     print(f"questions  {sizes}")
-    reward = true_ratings if is_truth else RunReward(settings.reward, device)
     return Scene(device, questions, reward)
 
 

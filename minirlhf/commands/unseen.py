@@ -73,6 +73,8 @@ def prompts_seen(run: Path) -> set[str]:
     Raises ValueError if the folder's config.json is not what train.py writes.
     """
     config = run / "config.json"
+    if not config.is_file():
+        raise ValueError(f"there is no {config}, which would say what the run was trained on")
     try:
         arguments = checkpoint.read_json(config)["arguments"]
         dataset = arguments["dataset"]

@@ -37,8 +37,8 @@ beside those of all that were drawn, counted in the same way, and the run's rewa
 takes three minutes on one CPU core that multiplies bfloat16 natively, and longer on another. Fewer
 `--prompts` take less time and make wider intervals.
 
-What to copy: `expected_best`. Left out is a policy that is trained on the reward (PPO), which can
-write answers that are never drawn here.
+What to copy: `expected_best`. A policy that is trained on the reward can write answers that are
+never drawn here: that is the chapter `minirlhf/policy/`.
 """
 
 import math

@@ -8,6 +8,8 @@
     comparison.png   Which approach is better? Drawn from `bundled.json`, which `compare` wrote.
     mistakes.png     What does each classic mistake cost? Drawn from `mistakes.json`.
     work.png         How good does a model get for how much work? Drawn from `work.json`.
+    policy.png       What do four ways to use a reward make of a policy? Drawn from `policy.json`.
+    turn.png         On which reward does a policy turn how soon? Drawn from `policy.json`.
 
 The first three pictures need no results. The others need the named file in the folder of results
 (`.github/results`); where it is missing, the picture is skipped and a line says so. No picture is
@@ -29,6 +31,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.losses import bradley_terry_loss
+from minirlhf.policy import report as policy_report
 from minirlhf.report import figures
 from minirlhf.report.figures import BLUE, RED
 from minirlhf.runtime import checkpoint
@@ -434,6 +437,30 @@ def draw_work(path: Path, trials: list[dict]) -> None:
 
 
 # ---- All pictures
+def draw_policy(path: Path, kinds: list[dict]) -> None:
+    """All methods on the reward of `python train.py`.
+
+    kinds: what the experiment `turn` writes.
+    """
+    end = " on bt-finetune"
+    curves = {}
+    for kind in kinds:
+        if kind["kind"].endswith(end):
+            curves[kind["kind"].removesuffix(end)] = kind["curve"]
+    policy_report.draw_curves(path, "Optimised against a reward model", curves)
+
+
+def draw_turn(path: Path, kinds: list[dict]) -> None:
+    """The true rating of GRPO on different rewards. See `draw_policy`."""
+    start = "grpo on "
+    curves = {}
+    for kind in kinds:
+        name = kind["kind"].removeprefix(start)
+        if kind["kind"].startswith(start) and "," not in name:
+            curves[name] = kind["curve"]
+    policy_report.draw_curves(path, "GRPO on different rewards", curves, shown=("rating",))
+
+
 class Result(NamedTuple):
     """A picture of results: the file that holds its table rows, and the function that draws it."""
 
@@ -450,6 +477,8 @@ FROM_RESULTS = {
     "comparison": Result("bundled.json", figures.draw_comparison),
     "mistakes": Result("mistakes.json", draw_mistakes),
     "work": Result("work.json", draw_work),
+    "policy": Result("policy.json", draw_policy),
+    "turn": Result("policy.json", draw_turn),
 }
 
 

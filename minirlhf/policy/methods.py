@@ -22,6 +22,7 @@ for. Its draws are pairs of the data, with the reward 1 for the chosen answer an
 Read next: `loop.py`.
 """
 
+import torch
 from torch import Tensor
 
 from minirlhf.policy.objectives import (
@@ -47,28 +48,21 @@ def rejection_sampling(policy: Policy, draws: Draws, settings: PolicySettings) -
 
 
 def dpo(policy: Policy, draws: Draws, settings: PolicySettings) -> Tensor:
-    """Prefer the best draw of each question to the worst (Rafailov et al. 2023, eq. 7)."""
-    is_decided = draws.rewards.amax(dim=1) > draws.rewards.amin(dim=1)  # (P,)
-    if not is_decided.any():
-        return (
-            policy.log_probabilities(draws).sum() * 0.0
-        )  # nothing to learn from equal rewards
-    log_p = {}
-    reference = {}
-    for side, picked in (
-        ("chosen", draws.rewards.argmax(dim=1)),
-        ("rejected", draws.rewards.argmin(dim=1)),
-    ):
-        answers = draws.one_of_each(picked)  # P answers
-        own = policy.log_probabilities(answers)  # (P, A)
-        log_p[side] = sequence_log_probabilities(own, answers.mask)[is_decided]
-        at_start = sequence_log_probabilities(answers.reference_log_p, answers.mask)
-        reference[side] = at_start[is_decided]
+    """Prefer the best draw of each question to the worst (Rafailov et al. 2023, eq. 7).
+
+    Where all rewards are equal there is nothing to prefer: an answer is then compared with itself,
+    which gives no gradient.
+    """
+    best = draws.rewards.argmax(dim=1)  # (P,)
+    worst = draws.rewards.argmin(dim=1)  # (P,)
+    is_tied = draws.rewards.amax(dim=1) == draws.rewards.amin(dim=1)  # (P,)
+    chosen = draws.one_of_each(best)  # P answers
+    rejected = draws.one_of_each(torch.where(is_tied, best, worst))  # P answers
     return dpo_loss(
-        log_p["chosen"],
-        log_p["rejected"],
-        reference["chosen"],
-        reference["rejected"],
+        sequence_log_probabilities(policy.log_probabilities(chosen), chosen.mask),
+        sequence_log_probabilities(policy.log_probabilities(rejected), rejected.mask),
+        sequence_log_probabilities(chosen.reference_log_p, chosen.mask),
+        sequence_log_probabilities(rejected.reference_log_p, rejected.mask),
         settings.beta,
     )
 

@@ -15,6 +15,7 @@ from minirlhf.report import figures
 from minirlhf.report.tables import interval, table
 
 SAMPLES = 10  # questions whose answers are shown
+FURTHEST = 5.0  # square roots of a nat, in the picture; beyond it nothing new is to be seen
 BOUNDS = {"rating": (1.0, 10.0), "flawless": (0.0, 1.0)}  # of a single answer
 
 # Okabe and Ito's colours, and a marker each, so that they differ in black and white too.
@@ -25,6 +26,8 @@ LOOKS = {
     "dpo": (figures.RED, "s"),
     "grpo": (figures.BLUE, "o"),
 }
+PANELS = {"reward": "reward", "rating": "true rating"}
+MORE_LOOKS = [*LOOKS.values(), ("0.6", "v"), ("#56B4E9", "P"), ("#E69F00", "*")]
 
 
 # ---- numbers
@@ -101,7 +104,7 @@ def point_cells(point: dict) -> list[str]:
 def methods_table(runs: Sequence[dict]) -> str:
     """The start, and for each run its best validation point and its end."""
     head = ["method", "at", "reward", "true rating [95 %]", "KL", "flawless", "tokens"]
-    lines = [["start", "", *point_cells(runs[0]["start"])]]
+    lines = [["start", "", *point_cells(runs[-1]["start"])]]  # best-of-n, the first, has fewer
     for metrics in runs:
         for name in ("best", "end"):
             if name in metrics:
@@ -147,13 +150,11 @@ def draw_flaws(path: Path, history: Sequence[dict]) -> None:
     with figures.picture(path, title, "step", "share of the answers") as (axes,):
         steps = [row["step"] for row in history]
         shown = [flaw for flaw in ("flawless", *FLAWS, UNREADABLE) if flaw in history[0]]
-        colors = [*(color for color, _ in LOOKS.values()), "0.6", "#56B4E9", "#E69F00"]
         for i, flaw in enumerate(sorted(shown, key=lambda name: -largest(history, name))[:6]):
             shares = [row[flaw] for row in history]
             label = flaw.replace("_", " ")
-            axes.plot(
-                steps, shares, color=colors[i], marker="osx^Dv"[i], markersize=3, label=label
-            )
+            color, marker = MORE_LOOKS[i]
+            axes.plot(steps, shares, "-", color=color, marker=marker, markersize=3, label=label)
 
 
 def largest(history: Sequence[dict], name: str) -> float:
@@ -161,20 +162,29 @@ def largest(history: Sequence[dict], name: str) -> float:
     return max(row[name] for row in history)
 
 
-def draw_curves(path: Path, title: str, curves: dict[str, Sequence[dict]]) -> None:
+def draw_curves(
+    path: Path,
+    title: str,
+    curves: dict[str, Sequence[dict]],
+    shown: Sequence[str] = ("reward", "rating"),
+) -> None:
     """Reward and true rating against the square root of the KL divergence, a line for each method.
 
-    curves: by method, points with `kl`, `reward` and, if it is known, `rating`.
+    curves: by method, points with `kl` and the numbers that are shown.
+    shown: the numbers, a panel each; those that a point lacks are left out.
+
     This is how Gao et al. 2022 draw it. Look for where a line of the right panel turns while its
     line of the left panel goes on rising: from there on the policy learns what the reward model is
-    wrong about.
+    wrong about. What is further than `FURTHEST` from the start is cut off.
     """
-    has_truth = all("rating" in point for points in curves.values() for point in points)
-    labels = ["reward", "true rating"] if has_truth else ["reward"]
+    first = next(iter(curves.values()))[0]
+    shown = [name for name in shown if name in first]
+    labels = [PANELS[name] for name in shown]
     with figures.picture(path, title, "square root of KL (nats)", *labels) as panels:
-        for axes, name in zip(panels, ("reward", "rating"), strict=False):
-            for method, points in curves.items():
-                color, marker = LOOKS.get(method, (None, "o"))
+        for axes, name in zip(panels, shown, strict=True):
+            for number, (method, points) in enumerate(curves.items()):
+                color, marker = LOOKS.get(method, MORE_LOOKS[number % len(MORE_LOOKS)])
                 x = [math.sqrt(max(point["kl"], 0.0)) for point in points]
                 y = [point[name] for point in points]
                 axes.plot(x, y, "-", color=color, marker=marker, markersize=3, label=method)
+            axes.set_xlim(right=min(axes.get_xlim()[1], FURTHEST))

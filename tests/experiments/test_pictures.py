@@ -17,6 +17,7 @@ from minirlhf.experiments import pictures
 from minirlhf.report import figures
 
 WITHOUT_RESULTS = ["gradient.png", "losses.png", "pooling.png"]
+OTHERS = ["policy.png", "turn.png", "work.png"]
 MODULE = "minirlhf.experiments.mistakes"
 
 
@@ -45,6 +46,11 @@ def results(tmp_path, monkeypatch):
         trial = {"gflop": 1000.0 * layers, "accuracy": 0.7, "layers": layers}
         trials.append(trial | {"default": layers == 4})
     (folder / "work.json").write_text(json.dumps({"rows": trials}))
+    kinds = []
+    for reward in ("bt-finetune", "truth"):
+        curve = [{"kl": kl, "reward": 1 + kl, "rating": 6 - kl} for kl in (0.0, 1.0, 40.0)]
+        kinds.append({"kind": f"grpo on {reward}", "curve": curve})
+    (folder / "policy.json").write_text(json.dumps(kinds))
     monkeypatch.setitem(sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison))
     return folder
 
@@ -70,7 +76,7 @@ def draw(output="images") -> list[str]:
 
 def test_every_picture_is_written_wide_small_and_opaque(capsys):
     names = draw()
-    assert names == sorted([*WITHOUT_RESULTS, "comparison.png", "mistakes.png", "work.png"])
+    assert names == sorted([*WITHOUT_RESULTS, "comparison.png", "mistakes.png", *OTHERS])
     assert sorted(capsys.readouterr().out.split()) == [f"images/{name}" for name in names]
     for name in names:
         content = Path("images", name).read_bytes()
@@ -159,12 +165,12 @@ def test_the_losses_are_the_library_s(drawn):
 def test_missing_results_are_skipped_with_a_line(results, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, MODULE, None)  # the tool is not there
     (results / "bundled.json").unlink()
-    assert draw() == [*WITHOUT_RESULTS, "work.png"]
+    assert draw() == sorted([*WITHOUT_RESULTS, *OTHERS])
     (line, other) = (s for s in capsys.readouterr().out.splitlines() if "skipped" in s)
     assert line == "images/comparison.png skipped: there is no results/bundled.json"
     assert "images/mistakes.png skipped" in other and MODULE in other
     (results / "mistakes.json").unlink()
-    assert draw() == [*WITHOUT_RESULTS, "work.png"]
+    assert draw() == sorted([*WITHOUT_RESULTS, *OTHERS])
     assert "there is no results/mistakes.json" in capsys.readouterr().out
 
 

@@ -86,7 +86,7 @@ def test_equal_rewards_teach_nothing(method):
     draws = replace(drawn(policy, start, 0), rewards=torch.full((4, 16), 3.3))
     loss = STEPS[method](policy, draws, SETTINGS)
     loss.backward()
-    assert all(w.grad is None or w.grad.abs().max() == 0 for w in policy.model.parameters())
+    assert all(weight.grad.abs().max() < 1e-6 for weight in policy.model.parameters())
 
 
 def test_the_price_of_divergence_holds_the_policy_back():
