@@ -6,14 +6,24 @@ rule, so that the true rating of whatever a policy writes is known:
 
     rating = 10 - (the sum of the costs of its flaws), but never below 1.
 
-How the text is read:
+How the text is read, with the name of each flaw beside what is found:
 
-    a calculation   the first one is held against the first step of the problem, and so on: another
-                    operation, a number that is not the expected one, a result that is wrong. What
-                    was printed counts: a wrong result that is carried on is no second mistake.
-    the answer      must be the result of the last calculation, or what the rest of the steps would
-                    make of it; its unit must be the right one.
-    other lines     useless and rude lines cost their price each time; opening words are free, once.
+    a calculation is compared with the step whose turn it is
+        another operation                                           wrong_operation
+        one number that is not the expected one                     miscopied_number
+        a wrong result; later steps go on from it                   arithmetic_slip
+    the answer
+        fewer calculations than steps before it                     missing_working
+        not what the working leads to                               answer_not_derived
+        a wrong unit that the generator also uses                   wrong_unit
+        no answer after a calculation                               unfinished
+    other lines
+        useless, or the same line again, each time                  rambling
+        rude, each time                                             bad_tone
+        opening words                                               free once, at the beginning
+
+What the working leads to is the result of the last calculation, or what the rest of the steps would
+make of it.
 
 An answer that the generator can write gets the generator's flaws and rating. Other texts need
 rules of their own, and all of these are low:
@@ -81,8 +91,8 @@ def grade(problem: Problem, text: str) -> Grade:
     reading = Reading(problem)
     for line in END_OF_LINE.split(text.strip()):
         read_line(reading, line)
-        if reading.verdict:
-            return Grade(LOWEST, (reading.verdict,))
+        if reading.fatal_flaw:
+            return Grade(LOWEST, (reading.fatal_flaw,))
     return conclude(reading)
 
 
@@ -95,15 +105,14 @@ class Reading:
 
     problem: Problem
     values: dict[str, int] = field(default_factory=dict)  # printed results, by x, y, z
-    misread: set[tuple[str, int]] = field(
-        default_factory=set
-    )  # (a, b, c, x ..., what was read)
+    # (name of the number, such as a or x; what the answer has in its place)
+    misread: set[tuple[str, int]] = field(default_factory=set)
     flaws: list[str] = field(default_factory=list)  # with repetitions
     lines: set[str] = field(default_factory=set)
     calculations: int = 0
     has_opening: bool = False
     stated: int | None = None  # the answer
-    verdict: str = ""  # UNREADABLE or off_topic, once that is clear
+    fatal_flaw: str = ""  # UNREADABLE or off_topic, once that is clear
 
     def __post_init__(self):
         self.values.update(zip(NUMBER_NAMES, self.problem.numbers, strict=False))
@@ -111,19 +120,19 @@ class Reading:
 
 def read_line(reading: Reading, line: str) -> None:
     """Understand one line, and note it in `reading`."""
-    is_known = line in reading.lines
+    is_repeated = line in reading.lines
     reading.lines.add(line)
     calculation = CALCULATION.search(line)
     statement = STATEMENT.search(line)
 
     if line in TONES:
         reading.flaws.append("bad_tone")
-    elif is_known or is_useless(reading.problem, line):
+    elif is_repeated or is_useless(reading.problem, line):
         reading.flaws.append("rambling")
     elif line in OPENINGS:
         read_opening(reading)
     elif reading.stated is not None:  # what follows the answer cannot be new work
-        reading.verdict = UNREADABLE
+        reading.fatal_flaw = UNREADABLE
     elif calculation:
         wording = line.replace(calculation.group(), "{calculation}")
         left, operation, right, result = calculation.groups()
@@ -133,7 +142,7 @@ def read_line(reading: Reading, line: str) -> None:
         wording = line.replace(statement.group(), "{answer}")
         read_statement(reading, int(statement.group(1)), statement.group(2), wording)
     else:
-        reading.verdict = UNREADABLE
+        reading.fatal_flaw = UNREADABLE
 
 
 def is_useless(problem: Problem, line: str) -> bool:
@@ -150,14 +159,14 @@ def read_opening(reading: Reading) -> None:
 
 
 def read_calculation(reading: Reading, read: Calculation, wording: str) -> None:
-    """Hold a calculation against the step of the problem whose turn it is."""
+    """Compare a calculation with the step of the problem whose turn it is."""
     index = reading.calculations
     steps = reading.problem.steps
     if index == len(steps):
-        reading.verdict = "off_topic"
+        reading.fatal_flaw = "off_topic"
         return
     if wording not in step_wordings(steps[index].label):
-        reading.verdict = "off_topic" if wording in all_wordings() else UNREADABLE
+        reading.fatal_flaw = "off_topic" if wording in all_wordings() else UNREADABLE
         return
 
     first, operation, second = steps[index].formula.split()
@@ -190,14 +199,14 @@ def is_true(calculation: Calculation) -> bool:
 
 
 def read_statement(reading: Reading, number: int, unit: str, wording: str) -> None:
-    """Note the answer, and hold its unit against the problem's."""
+    """Note the answer, and compare its unit with the problem's."""
     problem = reading.problem
     if wording not in ending_wordings(problem.closing):
-        reading.verdict = "off_topic" if wording in all_wordings() else UNREADABLE
+        reading.fatal_flaw = "off_topic" if wording in all_wordings() else UNREADABLE
     elif unit in problem.wrong_units:
         reading.flaws.append("wrong_unit")
     elif unit != problem.unit:
-        reading.verdict = "off_topic" if unit in all_units() else UNREADABLE
+        reading.fatal_flaw = "off_topic" if unit in all_units() else UNREADABLE
     reading.stated = number
 
 
@@ -222,10 +231,10 @@ def conclude(reading: Reading) -> Grade:
     # Of the flaws in the working each kind counts once, as in the generator. A useless or rude line
     # counts each time: otherwise a policy could add as many as it likes for the price of one.
     kinds = [flaw for flaw in FLAWS if flaw in flaws]
-    repeated = []
-    for flaw in ("rambling", "bad_tone"):
-        repeated += [flaw] * (flaws.count(flaw) - 1)
-    return Grade(rate(kinds + repeated), tuple(kinds))
+    again = [flaw for flaw in flaws if flaw in ("rambling", "bad_tone")]
+    for flaw in set(again):
+        again.remove(flaw)  # the first one is among the kinds
+    return Grade(rate(kinds + again), tuple(kinds))
 
 
 def worked_out(reading: Reading) -> int | None:

@@ -24,6 +24,7 @@ from minirlhf.runtime.command_line import command, one_line, quiet_transformers
 from minirlhf.settings import add_flag
 
 if TYPE_CHECKING:  # they import torch, and --help should answer at once
+    from minirlhf.policy.loop import PolicyState
     from minirlhf.policy.policies import Policy
     from minirlhf.policy.questions import Questions
     from minirlhf.policy.rewards import Reward
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # they import torch, and --help should answer at once
 
 
 @dataclass
-class Scene:
+class Shared:
     """What all methods of a run share."""
 
     device: "Device"
@@ -45,10 +46,10 @@ def run(settings: PolicySettings, folder: Path) -> None:
     from minirlhf.runtime import checkpoint
 
     quiet_transformers()
-    scene = set_scene(settings)
+    shared = prepare(settings)
     if settings.resume is None:
         with checkpoint.whole_folder(folder, settings.overwrite) as unfinished:
-            checkpoint.write_json(unfinished / "config.json", describe(settings, scene))
+            checkpoint.write_json(unfinished / "config.json", describe(settings, shared))
 
     methods = METHODS if settings.method == "all" else (settings.method,)
     finished = []
@@ -59,9 +60,9 @@ def run(settings: PolicySettings, folder: Path) -> None:
         if metrics_file.exists():
             print(f"{method} is finished already")
         elif method == "best-of-n":
-            run_best_of_n(settings, scene, own_folder)
+            run_best_of_n(settings, shared, own_folder)
         else:
-            train(settings, scene, method, own_folder)
+            train(settings, shared, method, own_folder)
         finished.append(checkpoint.read_json(metrics_file))
 
     if settings.method == "all":
@@ -76,10 +77,8 @@ def run(settings: PolicySettings, folder: Path) -> None:
         print(f"\n{text}\nthe picture is {folder / 'figures/policy.png'}")
 
 
-def set_scene(settings: PolicySettings) -> Scene:
+def prepare(settings: PolicySettings) -> Shared:
     """The questions and the reward. Raises ValueError if they do not go together."""
-    from minirlhf.commands.unseen import prompts_seen
-    from minirlhf.policy import questions as asking
     from minirlhf.policy.rewards import RunReward, true_ratings
     from minirlhf.runtime.device import pick_device
 
@@ -87,30 +86,42 @@ def set_scene(settings: PolicySettings) -> Scene:
     print(f"device     {device.device} ({device.reason})")
     is_truth = TRUTH in settings.reward
     reward = true_ratings if is_truth else RunReward(settings.reward, device)
-    if settings.policy == TOY:
-        seen = set()
-        for one in settings.reward:
-            seen |= prompts_seen(Path(one)) if one != TRUTH else set()
-        count = settings.steps * settings.questions
-        questions = asking.of_the_toy(
-            count, settings.validation, settings.test, settings.seed, seen
-        )
-    else:
-        questions = asking.of_a_dataset(
-            settings.dataset,
-            settings.split,
-            settings.config,
-            settings.prompt_column,
-            fold_of(settings.reward),
-            settings.seed,
-        )
-        questions = questions._replace(
-            validation=questions.validation[: settings.validation],
-            test=questions.test[: settings.test],
-        )
+    is_toy = settings.policy == TOY
+    questions = bundled_questions(settings) if is_toy else other_questions(settings)
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in questions._asdict().items())
     print(f"questions  {sizes}")
-    return Scene(device, questions, reward)
+    return Shared(device, questions, reward)
+
+
+def bundled_questions(settings: PolicySettings) -> "Questions":
+    """The questions of the toy, without those that the reward was trained on."""
+    from minirlhf.commands.unseen import prompts_seen
+    from minirlhf.policy.questions import toy_questions
+
+    seen = set()
+    for name in settings.reward:
+        if name != TRUTH:
+            seen |= prompts_seen(Path(name))
+    count = settings.steps * settings.questions
+    return toy_questions(count, settings.validation, settings.test, settings.seed, seen)
+
+
+def other_questions(settings: PolicySettings) -> "Questions":
+    """The questions of `--dataset`, no more of each part than are needed."""
+    from minirlhf.policy.questions import dataset_questions
+
+    questions = dataset_questions(
+        settings.dataset,
+        settings.split,
+        settings.config,
+        settings.prompt_column,
+        fold_of(settings.reward),
+        settings.seed,
+    )
+    return questions._replace(
+        validation=questions.validation[: settings.validation],
+        test=questions.test[: settings.test],
+    )
 
 
 def fold_of(runs: Sequence[str]) -> int:
@@ -126,31 +137,31 @@ def fold_of(runs: Sequence[str]) -> int:
     return folds.pop()
 
 
-def start_policy(settings: PolicySettings, scene: Scene) -> "Policy":
+def start_policy(settings: PolicySettings, shared: Shared) -> "Policy":
     """The policy before any reward."""
     from minirlhf.policy.policies import load_policy
     from minirlhf.policy.start import start_of_the_toy
 
     if settings.policy != TOY:
-        return load_policy(settings.policy, scene.device.device, scene.device.dtype)
+        return load_policy(settings.policy, shared.device.device, shared.device.dtype)
     policy = start_of_the_toy(settings.start_seed, settings.start_steps)
-    policy.model.to(scene.device.device)
+    policy.model.to(shared.device.device)
     return policy
 
 
-def describe(settings: PolicySettings, scene: Scene) -> dict:
+def describe(settings: PolicySettings, shared: Shared) -> dict:
     """What `config.json` holds."""
     from minirlhf.encoders import versions
 
     return {
         "arguments": asdict(settings),
         "command": shlex.join(["python", "-m", "minirlhf", "policy", *sys.argv[2:]]),
-        "device": f"{scene.device.device}, {scene.device.dtype}: {scene.device.reason}",
+        "device": f"{shared.device.device}, {shared.device.dtype}: {shared.device.reason}",
         "versions": versions(),
     }
 
 
-def train(settings: PolicySettings, scene: Scene, method: str, folder: Path) -> None:
+def train(settings: PolicySettings, shared: Shared, method: str, folder: Path) -> None:
     """Train a policy with one method, and judge it."""
     from minirlhf.policy import loop, report
     from minirlhf.policy.resume import load_state, save_state
@@ -158,7 +169,7 @@ def train(settings: PolicySettings, scene: Scene, method: str, folder: Path) -> 
     from minirlhf.runtime.tracking import console_row, set_description, track
 
     begin = time.perf_counter()
-    policy = start_policy(settings, scene)
+    policy = start_policy(settings, shared)
     start = policy.frozen_copy()
     state = loop.new_state(policy, settings.rate(method))
     state_file = folder / "state.safetensors"
@@ -166,11 +177,11 @@ def train(settings: PolicySettings, scene: Scene, method: str, folder: Path) -> 
     history = checkpoint.cut_jsonl(folder / "history.jsonl", "step", state.step)
 
     print(f"\n{method}, rate {settings.rate(method):g}")
-    about = for_mlflow(settings, scene, method)
+    about = for_mlflow(settings, shared, method)
     again = state.step > 0
     with track(settings.tracking_uri, settings.experiment, folder, about, again) as log:
         seconds_before = state.seconds
-        rows = loop.fit(policy, start, scene.reward, method, scene.questions, settings, state)
+        rows = loop.fit(policy, start, shared.reward, method, shared.questions, settings, state)
         for row in rows:
             print(console_row(shown(row)))
             history.append(row)
@@ -178,28 +189,14 @@ def train(settings: PolicySettings, scene: Scene, method: str, folder: Path) -> 
             log(row, step=row["step"])
             save_state(state_file, policy, state)
 
-        # ---- judge the start, the end and the best point on questions that nothing learned from
-        seed = settings.seed * 10_000 + 2 * loop.VALIDATION_SEED
-
-        def judge(one: "Policy") -> loop.Look:
-            return loop.answer(one, start, scene.reward, scene.questions.test, settings, seed)
-
-        before = judge(start)
-        after = judge(policy)
-        policy.save(folder / "model")
         metrics = {
             "method": method,
             "reward": list(settings.reward),
-            "where": "step",
+            "unit": "step",
             "seed": settings.seed,
-            "start": {"at": 0, **report.judged(before)},
-            "end": {"at": state.step, **report.judged(after)},
+            **judge(policy, start, shared, settings, state, folder),
+            "seconds": seconds_before + time.perf_counter() - begin,
         }
-        if state.best_weights:
-            policy.model.load_state_dict(state.best_weights)
-            metrics["best"] = {"at": state.best_step, **report.judged(judge(policy))}
-        metrics["seconds"] = seconds_before + time.perf_counter() - begin
-        checkpoint.write_text(folder / "samples.md", report.samples(before, after))
         draw_pictures(settings, method, history, folder)
         numbers = {f"test_{name}": value for name, value in metrics["end"].items()}
         log(numbers, step=0)
@@ -211,21 +208,59 @@ def train(settings: PolicySettings, scene: Scene, method: str, folder: Path) -> 
     print(f"\n{text}\nanswers before and after are in {folder / 'samples.md'}")
 
 
-def run_best_of_n(settings: PolicySettings, scene: Scene, folder: Path) -> None:
-    """What the best of n draws of the policy is worth, for n up to `settings.draws`."""
+def judge(
+    policy: "Policy",
+    start: "Policy",
+    shared: Shared,
+    settings: PolicySettings,
+    state: "PolicyState",
+    folder: Path,
+) -> dict[str, dict]:
+    """The points "start", "end" and, if the truth is known, "best", judged on the test questions.
+
+    Writes `model/` and `samples.md` too. Afterwards the policy has its best weights.
+    """
+    from minirlhf.policy import loop, report
+    from minirlhf.runtime import checkpoint, precision
+
+    def answers_of(one: "Policy") -> loop.Answers:
+        seed = loop.seed_of(settings, loop.TEST)
+        return loop.answer(one, start, shared.reward, shared.questions.test, settings, seed)
+
+    before = answers_of(start)
+    after = answers_of(policy)
+    policy.save(folder / "model")
+    checkpoint.write_text(folder / "samples.md", report.samples(before, after))
+    points = {
+        "start": {"at": 0, **report.judged(before)},
+        "end": {"at": state.step, **report.judged(after)},
+    }
+    if state.best_weights:
+        policy.model.load_state_dict(state.best_weights)
+        precision.hand_weights(policy.model, policy.worker)
+        points["best"] = {"at": state.best_step, **report.judged(answers_of(policy))}
+    return points
+
+
+def run_best_of_n(settings: PolicySettings, shared: Shared, folder: Path) -> None:
+    """What the best of n draws of the policy is worth, for n up to `settings.draws`.
+
+    It is judged on a quarter of the test questions.
+    """
     from minirlhf.policy import best_of_n, loop, report
     from minirlhf.runtime import checkpoint
     from minirlhf.runtime.tracking import set_description, track
 
     begin = time.perf_counter()
-    policy = start_policy(settings, scene)
+    policy = start_policy(settings, shared)
     print(f"\nbest-of-n, up to n = {settings.draws}")
-    about = for_mlflow(settings, scene, "best-of-n")
+    about = for_mlflow(settings, shared, "best-of-n")
     with track(settings.tracking_uri, settings.experiment, folder, about) as log:
         # Many draws of few questions: they cost as much as the training of another method.
-        looked_at = scene.questions.validation[: settings.validation // 2]
-        rows = best_of_n.curve(best_of_n.draw_many(policy, scene.reward, looked_at, settings))
-        draws = best_of_n.draw_many(policy, scene.reward, judged_questions(scene), settings)
+        validation = shared.questions.validation[: settings.validation // 2]
+        drawn = best_of_n.draw_many(policy, shared.reward, validation, settings)
+        on_validation = best_of_n.curve(drawn)
+        draws = best_of_n.draw_many(policy, shared.reward, judged_questions(shared), settings)
         on_test = best_of_n.curve(draws)
         checkpoint.write_jsonl(folder / "history.jsonl", on_test)
         for row in on_test:
@@ -233,19 +268,18 @@ def run_best_of_n(settings: PolicySettings, scene: Scene, folder: Path) -> None:
         metrics = {
             "method": "best-of-n",
             "reward": list(settings.reward),
-            "where": "n =",
+            "unit": "n =",
             "seed": settings.seed,
             "start": on_test[0],
             "end": on_test[-1],
         }
-        if "rating" in rows[0]:
-            best = max(range(len(rows)), key=lambda i: rows[i]["rating"])
-            metrics["best"] = on_test[best]
+        ratings = [row["rating"] for row in on_validation if "rating" in row]
+        if ratings:
+            metrics["best"] = on_test[ratings.index(max(ratings))]
         metrics["seconds"] = time.perf_counter() - begin
-        before = loop.answer(
-            policy, policy, scene.reward, draws.questions, settings, settings.seed
-        )
-        after = best_of_n.look_at(draws)
+        seed = loop.seed_of(settings, loop.TEST)
+        before = loop.answer(policy, policy, shared.reward, draws.questions, settings, seed)
+        after = best_of_n.best_answers(draws)
         checkpoint.write_text(folder / "samples.md", report.samples(before, after))
         report.draw_curves(
             folder / "figures/curve.png", title_of(settings), {"best-of-n": on_test}
@@ -256,9 +290,9 @@ def run_best_of_n(settings: PolicySettings, scene: Scene, folder: Path) -> None:
     print(f"\n{text}")
 
 
-def judged_questions(scene: Scene) -> list:
+def judged_questions(shared: Shared) -> list:
     """A quarter of the test questions, which best-of-n answers many times."""
-    return scene.questions.test[: max(2, len(scene.questions.test) // 4)]
+    return shared.questions.test[: max(2, len(shared.questions.test) // 4)]
 
 
 def shown(row: dict) -> dict:
@@ -267,7 +301,7 @@ def shown(row: dict) -> dict:
     return {name: row[name] for name in names if name in row}
 
 
-def for_mlflow(settings: PolicySettings, scene: Scene, method: str):
+def for_mlflow(settings: PolicySettings, shared: Shared, method: str):
     """What MLflow is told of a run before it has numbers."""
     from minirlhf.runtime.tracking import About
 

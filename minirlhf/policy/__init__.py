@@ -3,7 +3,7 @@
     settings.py      every flag, with its default
     objectives.py    log-probabilities, cross-entropy, DPO, GRPO, the estimates of KL    copy me
     methods.py       four ways to use a reward, on one page
-    loop.py          draw, reward, learn, look: on one screen
+    loop.py          draw, reward, learn, validate: on one screen
     policies.py      a causal language model that writes, and says how likely an answer is
     questions.py     what it is asked
     rewards.py       a trained reward model, several of them, or the truth

@@ -2,8 +2,8 @@
 
 For every n up to the number of draws, the answer with the highest reward of n is taken. The curve
 is exact for the draws that there are (`overoptimize.expected_best`). Its distance from the start is
-log n - (n - 1)/n nats, which is the divergence if all answers have different rewards, and an upper
-bound of it otherwise (Beirami et al. 2024, arXiv:2401.01879).
+log n - (n - 1)/n nats. This is an upper bound of the divergence, and close to it while the n draws
+are nearly always different (Beirami et al. 2024, arXiv:2401.01879).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.experiments.overoptimize import expected_best, kl_bound, sizes
-from minirlhf.policy.loop import VALIDATION_SEED, Look
+from minirlhf.policy.loop import VALIDATION, Answers, seed_of, share_distinct
 from minirlhf.policy.methods import best_of_n
 from minirlhf.policy.policies import Draws, Policy
 from minirlhf.policy.questions import Question
@@ -30,13 +30,13 @@ def draw_many(
     settings: PolicySettings,
 ) -> Draws:
     """`settings.draws` answers to each question, with their rewards."""
-    seed_everything(settings.seed * 10_000 + VALIDATION_SEED)
+    seed_everything(seed_of(settings, VALIDATION))
     draws = policy.sample(questions, settings.draws, settings.max_tokens)
     return replace(draws, rewards=reward(draws.questions, draws.texts))
 
 
 def curve(draws: Draws) -> list[dict]:
-    """What the best of n is worth for n = 1, 2, 4 ...: rows as those of `history.jsonl`."""
+    """What the best of n is worth for n = 1, 2, 4 ...: a row for each n, with 95 % intervals."""
     values = {"reward": draws.rewards.double()}  # each (P, G)
     if draws.questions[0].problem is not None:
         grades = grades_of(draws.questions, draws.texts)
@@ -44,13 +44,15 @@ def curve(draws: Draws) -> list[dict]:
         flawless = [[float(not grade.flaws) for grade in of_question] for of_question in grades]
         values["rating"] = torch.tensor(ratings)
         values["flawless"] = torch.tensor(flawless)
-    lengths = draws.mask.sum(dim=1).view(len(draws.questions), -1)
+    lengths = draws.mask.sum(dim=1).view(len(draws.questions), -1).cpu()  # (P, G)
     prompts = [question.text for question in draws.questions]
 
     rows = []
     for n in sizes(draws.group):
-        of_best = {name: expected_best(draws.rewards, all_, n) for name, all_ in values.items()}
-        tokens = expected_best(draws.rewards, lengths.cpu(), n).mean().item()
+        of_best = {}  # (P,) each
+        for name, of_draws in values.items():
+            of_best[name] = expected_best(draws.rewards, of_draws, n)
+        tokens = expected_best(draws.rewards, lengths, n).mean().item()
         numbers = {"kl": kl_bound(n), "tokens": tokens, "distinct": distinct(draws, n)}
         rows.append({"at": n, **with_intervals(of_best, prompts), **numbers})
     return rows
@@ -61,14 +63,14 @@ def distinct(draws: Draws, n: int) -> float:
     rewards: Tensor = draws.rewards[:, :n]
     picked = rewards.argmax(dim=1).tolist()
     texts = [texts[i] for texts, i in zip(draws.texts, picked, strict=True)]
-    return len(set(texts)) / len(texts)
+    return share_distinct(texts)
 
 
-def look_at(draws: Draws) -> Look:
-    """The best of all draws of each question, as a look at a policy."""
+def best_answers(draws: Draws) -> Answers:
+    """The best of all draws of each question, as the answers of a policy."""
     best = best_of_n(draws)
     grades = None
     if draws.questions[0].problem is not None:
         grades = [of_question[0] for of_question in grades_of(best.questions, best.texts)]
     distance = torch.full((len(best.questions),), kl_bound(draws.group))
-    return Look(best, draws.rewards.amax(dim=1), distance, grades)
+    return Answers(best, draws.rewards.amax(dim=1), distance, grades)

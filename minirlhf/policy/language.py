@@ -54,7 +54,7 @@ SLOTS = (*NUMBERS, *MISREAD, *RESULTS, "<result>", "<slip>", "<near>", "<answer>
 WORD_SLOTS = ("<name>", "<item>", "<items>")
 MEANINGLESS = "?"  # is printed for a slot in a place where it means nothing
 DRAWN = {*MISREAD, "<slip>", "<near>", "<new>"}  # whose numbers `render` draws
-ATTEMPTS = 200  # to draw numbers that come out even
+ATTEMPTS = 200  # to draw numbers that come out whole
 NEW_NUMBERS = range(2, 100)  # out of nowhere
 
 
@@ -90,29 +90,30 @@ def vocabulary() -> tuple[str, ...]:
             for line in lines:
                 words.update(split_words(line.replace("{item}", item)))
     words.update(arithmetic.NAMES)
-    words -= set("{}") | {"a", "b", "c", "d", "name", "answer", "label", "calculation"}
-    words |= {"a", "answer"}  # which are words as well as names of fields
+    # The names of fields are no words, but for "a" and "answer", which are both.
+    fields = {"b", "c", "d", "name", "label", "calculation"}
+    words -= {"{", "}"} | fields
     return (PAD, START, END, *SLOTS, *WORD_SLOTS, *sorted(words))
 
 
 @cache
-def numbers_of_words() -> dict[str, int]:
+def ids_of_words() -> dict[str, int]:
     """The id of each token."""
-    return {word: number for number, word in enumerate(vocabulary())}
+    return {word: i for i, word in enumerate(vocabulary())}
 
 
 def to_ids(words: list[str]) -> list[int]:
     """The ids of words. Raises ValueError for a word that the language does not have."""
-    numbers = numbers_of_words()
-    unknown = [word for word in words if word not in numbers]
+    ids = ids_of_words()
+    unknown = [word for word in words if word not in ids]
     if unknown:
         raise ValueError(f"the toy's language has no word {unknown[0]!r}")
-    return [numbers[word] for word in words]
+    return [ids[word] for word in words]
 
 
 def to_words(ids: list[int]) -> list[str]:
     """The words of ids."""
-    return [vocabulary()[number] for number in ids]
+    return [vocabulary()[i] for i in ids]
 
 
 # ---- text -> words with slots
@@ -171,7 +172,7 @@ def read_answer(problem: Problem, text: str) -> list[str]:
             continue
         value = int(part)
         is_left_side = parts[i + 1] in OPERATIONS
-        words.append(name_of(value, context, is_left_side))
+        words.append(slot_of(value, context, is_left_side))
         context.see_number(value)
     return words
 
@@ -185,17 +186,15 @@ class Context:
     words: dict[str, str] = field(default_factory=dict)  # what <name> and <item> stand for
     results: list[int] = field(default_factory=list)  # as printed
     readings: dict[str, int] = field(default_factory=dict)  # of <misread i>
-    slips: dict[int, int] = field(
-        default_factory=dict
-    )  # what a number became that is a little off
+    # What a number became that is a little off.
+    slips: dict[int, int] = field(default_factory=dict)
     left: int | None = None  # of the calculation that is being written
     operation: str = ""
     right: int | None = None
     last_number: int | None = None
     after_equals: bool = False
-    comes_out: bool = (
-        True  # all results lie in the generator's range, no division has a remainder
-    )
+    # All results lie in the generator's range, and no division has a remainder.
+    comes_out: bool = True
 
     def see(self, word: str) -> None:
         """Note a word that is no number."""
@@ -213,35 +212,39 @@ class Context:
         """Note a number; None for a slot that means nothing."""
         if self.after_equals and value is not None:
             self.results.append(value)
-            self.comes_out &= LOW <= value <= HIGH and self.is_even()
+            is_in_range = LOW <= value <= HIGH
+            if not is_in_range or self.has_remainder():
+                self.comes_out = False
         self.after_equals = False
         self.last_number = value
 
-    def is_even(self) -> bool:
-        """False if the calculation is a division that leaves a remainder."""
-        is_division = self.operation == "/" and self.left is not None and self.right
-        return not is_division or self.left % self.right == 0
+    def has_remainder(self) -> bool:
+        """True if the calculation is a division that does not come out whole."""
+        if self.operation != "/" or self.left is None or not self.right:
+            return False
+        return self.left % self.right != 0
 
     def result(self) -> int | None:
         """What the calculation gives whose "=" was written last; None if there is none."""
-        is_whole = self.operation and self.left is not None and self.right is not None
-        if not self.after_equals or not is_whole:
+        has_both_sides = self.left is not None and self.right is not None
+        is_complete = self.operation != "" and has_both_sides
+        if not self.after_equals or not is_complete:
             return None
         if self.operation == "/" and self.right == 0:
             return None
         return OPERATIONS[self.operation](self.left, self.right)
 
 
-def name_of(value: int, context: Context, is_left_side: bool) -> str:
+def slot_of(value: int, context: Context, is_left_side: bool) -> str:
     """The slot that stands for a number in its place."""
     if context.after_equals:
-        return name_of_result(value, context)
+        return slot_of_result(value, context)
     if is_left_side or context.operation:
-        return name_of_operand(value, context)
-    return name_of_statement(value, context)
+        return slot_of_operand(value, context)
+    return slot_of_statement(value, context)
 
 
-def name_of_result(value: int, context: Context) -> str:
+def slot_of_result(value: int, context: Context) -> str:
     """The slot of a number after "="."""
     right_result = context.result()
     if value == right_result:
@@ -251,8 +254,8 @@ def name_of_result(value: int, context: Context) -> str:
     return "<new>"
 
 
-def name_of_operand(value: int, context: Context) -> str:
-    """The slot of a number on one side of an operation."""
+def slot_of_operand(value: int, context: Context) -> str:
+    """The slot of a number on one side of an operation. A new misreading is noted in `context`."""
     if value in context.results:
         return RESULTS[context.results.index(value)]
     if value in context.numbers:
@@ -267,7 +270,7 @@ def name_of_operand(value: int, context: Context) -> str:
     return "<new>"
 
 
-def name_of_statement(value: int, context: Context) -> str:
+def slot_of_statement(value: int, context: Context) -> str:
     """The slot of a number outside a calculation: the stated answer, or one in a restatement."""
     if context.results and value == context.results[-1]:
         return RESULTS[len(context.results) - 1]
@@ -293,8 +296,8 @@ def base_of_near(context: Context) -> int:
 def render(problem: Problem, words: list[str]) -> str:
     """The text of words and slots, numbers filled in.
 
-    Like the generator, it draws numbers again until all results come out even and lie in its range,
-    if that can be had.
+    Like the generator, it draws numbers again until all results come out whole and lie in its
+    range. It gives up after `ATTEMPTS` draws and keeps the last.
     """
     rng = random.Random(problem.prompt + " ".join(words))
     is_drawn = not DRAWN.isdisjoint(words)
@@ -326,11 +329,11 @@ def fill_in(words: list[str], context: Context, rng: random.Random) -> str:
 def value_of(slot: str, context: Context, rng: random.Random) -> int | None:
     """The number that a slot stands for in its place; None if it means nothing there."""
     if slot in NUMBERS:
-        return item(context.numbers, NUMBERS.index(slot))
+        return value_at(context.numbers, NUMBERS.index(slot))
     if slot in RESULTS:
-        return item(context.results, RESULTS.index(slot))
+        return value_at(context.results, RESULTS.index(slot))
     if slot in MISREAD:
-        number = item(context.numbers, MISREAD.index(slot))
+        number = value_at(context.numbers, MISREAD.index(slot))
         if number is not None and slot not in context.readings:
             free = [n for n in arithmetic.misreadings(number) if n not in context.numbers]
             context.readings[slot] = rng.choice(free)
@@ -360,6 +363,6 @@ def a_little_off(value: int | None, context: Context, rng: random.Random) -> int
     return context.slips[value]
 
 
-def item(values: list[int], index: int) -> int | None:
+def value_at(values: list[int], index: int) -> int | None:
     """values[index]; None if there is no such value."""
     return values[index] if index < len(values) else None

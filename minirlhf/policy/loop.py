@@ -1,4 +1,4 @@
-"""The loop that trains a policy on a reward, and the look at what it has become.
+"""The loop that trains a policy on a reward, and what is measured on the way.
 
 Each step draws answers to new questions, asks the reward what they are worth, and moves the weights
 a few times with the method's loss. The policy at its start stands by as the reference.
@@ -28,19 +28,29 @@ from torch.nn.utils import clip_grad_norm_
 
 from minirlhf.bundled.arithmetic import FLAWS
 from minirlhf.bundled.grader import UNREADABLE, Grade
-from minirlhf.policy import questions as asking
 from minirlhf.policy.data_pairs import pairs_of_step
-from minirlhf.policy.methods import STEPS
+from minirlhf.policy.methods import LOSSES
 from minirlhf.policy.objectives import kl_k1, sequence_log_probabilities
 from minirlhf.policy.policies import Draws, Policy
-from minirlhf.policy.questions import Question, Questions
+from minirlhf.policy.questions import Question, Questions, questions_of_step
 from minirlhf.policy.rewards import Reward, grades_of
 from minirlhf.policy.settings import PolicySettings
 from minirlhf.runtime import precision
 from minirlhf.runtime.device import seed_everything
 from minirlhf.runtime.progress import Progress
 
-VALIDATION_SEED = 10**6  # added to the run's seed, so that no draw is seen twice
+# ---- seeds
+
+# The parts of a run that draw answers. Each has seeds of its own, so that no draw is seen twice.
+TRAIN, VALIDATION, TEST = 0, 10**6, 2 * 10**6
+
+
+def seed_of(settings: PolicySettings, part: int, step: int = 0) -> int:
+    """The seed of the draws of one step, different for every part of a run.
+
+    part: TRAIN, VALIDATION or TEST.
+    """
+    return settings.seed * 10_000 + part + step
 
 
 # ---- training
@@ -51,7 +61,7 @@ class PolicyState:
     """All that changes while a policy trains."""
 
     optimizer: torch.optim.Optimizer
-    step: int = 0  # the last that is done
+    step: int = 0  # the last step that is finished
     best_step: int = 0  # at which the validation answers were rated highest
     best_rating: float = -float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -73,14 +83,16 @@ def fit(
     settings: PolicySettings,
     state: PolicyState,
 ) -> Iterator[dict]:
-    """Train a policy, and yield a row of `history.jsonl` before the first step and then and now.
+    """Train a policy, and yield rows of `history.jsonl`.
+
+    There is one before the first step, every `settings.evaluate_every` steps, and after the last.
 
     policy: learns. start: the frozen copy of it from before the first step.
-    method: a key of `STEPS`. state: `new_state(policy, rate)`, or that of a run that is resumed.
+    method: a key of `LOSSES`. state: `new_state(policy, rate)`, or that of a run that is resumed.
     Raises FloatingPointError if a loss is not finite.
     """
     if state.step == 0:
-        yield look(policy, start, reward, questions.validation, settings, state)
+        yield validate(policy, start, reward, questions.validation, settings, state)
 
     steps = range(state.step + 1, settings.steps + 1)
     progress = Progress(steps, [1] * len(steps), method, "steps")
@@ -88,7 +100,7 @@ def fit(
         began = time.perf_counter()
         draws = draw(policy, start, reward, method, questions.train, settings, step)
         for _ in range(settings.updates):
-            loss = STEPS[method](policy, draws, settings)
+            loss = LOSSES[method](policy, draws, settings)
             check_finite(loss, step)
             state.optimizer.zero_grad()
             loss.backward()
@@ -101,7 +113,7 @@ def fit(
         state.step = step
         state.seconds += time.perf_counter() - began
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            yield look(policy, start, reward, questions.validation, settings, state)
+            yield validate(policy, start, reward, questions.validation, settings, state)
 
 
 def draw(
@@ -114,11 +126,11 @@ def draw(
     step: int,
 ) -> Draws:
     """The answers that a step learns from, with their rewards and log-probabilities."""
-    seed_everything(settings.seed * 10_000 + step)
-    asked = asking.of_step(train, step, settings.questions)
+    seed_everything(seed_of(settings, TRAIN, step))
+    asked = questions_of_step(train, step, settings.questions)
     if method == "dpo-data":
         texts = pairs_of_step(asked, settings.seed, step)
-        draws = policy.read(asked, texts)
+        draws = policy.draws_of(asked, texts)
         rewards = torch.tensor([[1.0, 0.0]] * len(asked))  # chosen, rejected
     else:
         draws = policy.sample(asked, settings.group, settings.max_tokens)
@@ -138,17 +150,22 @@ def check_finite(loss: Tensor, step: int) -> None:
         raise FloatingPointError(f"the loss of step {step} is {loss.item()}; lower --lr")
 
 
-# ---- the look at a policy
+# ---- what a policy answers
 
 
 @dataclass
-class Look:
-    """What a policy answers to Q questions, one answer to each, and what that is worth."""
+class Answers:
+    """What a policy answers to P questions, one answer to each, and what that is worth."""
 
     draws: Draws
-    rewards: Tensor  # (Q,)
-    kl: Tensor  # (Q,) in nats an answer
+    rewards: Tensor  # (P,)
+    kl: Tensor  # (P,) in nats an answer
     grades: list[Grade] | None  # of the toy
+
+    @property
+    def texts(self) -> list[str]:
+        """The P answers."""
+        return [of_question[0] for of_question in self.draws.texts]
 
 
 def answer(
@@ -158,7 +175,7 @@ def answer(
     questions: Sequence[Question],
     settings: PolicySettings,
     seed: int,
-) -> Look:
+) -> Answers:
     """Draw one answer to each question, and judge it."""
     seed_everything(seed)
     draws = policy.sample(questions, 1, settings.max_tokens)
@@ -167,7 +184,7 @@ def answer(
     grades = None
     if questions[0].problem is not None:
         grades = [of_question[0] for of_question in grades_of(questions, draws.texts)]
-    return Look(
+    return Answers(
         draws=draws,
         rewards=reward(draws.questions, draws.texts)[:, 0],
         kl=sequence_log_probabilities(log_ratio, draws.mask),
@@ -175,7 +192,7 @@ def answer(
     )
 
 
-def look(
+def validate(
     policy: Policy,
     start: Policy,
     reward: Reward,
@@ -183,33 +200,52 @@ def look(
     settings: PolicySettings,
     state: PolicyState,
 ) -> dict:
-    """A row of `history.jsonl`; the weights are kept if the rating is the best so far."""
-    seed = settings.seed * 10_000 + state.step + VALIDATION_SEED
-    seen = answer(policy, start, reward, questions, settings, seed)
-    row = {"step": state.step, **means(seen), "seconds": state.seconds}
-    row["best"] = "rating" in row and row["rating"] > state.best_rating
-    if row["best"]:
-        state.best_rating = row["rating"]
-        state.best_step = state.step
-        weights = policy.model.state_dict()
-        state.best_weights = {name: weight.clone() for name, weight in weights.items()}
+    """A row of `history.jsonl`: what the policy answers to the validation questions.
+
+    The weights are kept if the rating is the best so far.
+    """
+    seed = seed_of(settings, VALIDATION, state.step)
+    answers = answer(policy, start, reward, questions, settings, seed)
+    row = {"step": state.step, **means(answers), "seconds": state.seconds}
+    row["best"] = keep_if_best(policy, row, state)
     return row
 
 
-def means(seen: Look) -> dict[str, float]:
-    """The numbers of a look, each a mean over the questions."""
-    texts = [of_question[0] for of_question in seen.draws.texts]
-    lengths = seen.draws.mask.sum(dim=1).float()  # (Q,)
-    numbers = {"reward": seen.rewards.mean().item()}
-    if seen.grades is not None:
-        ratings = [grade.rating for grade in seen.grades]
-        numbers["rating"] = sum(ratings) / len(ratings)
-    numbers["kl"] = seen.kl.mean().item()
-    numbers["tokens"] = lengths.mean().item()
-    numbers["distinct"] = len(set(texts)) / len(texts)
-    if seen.grades is not None:
-        numbers |= shares_of_flaws(seen.grades)
+def keep_if_best(policy: Policy, row: dict, state: PolicyState) -> bool:
+    """Keep the weights in `state` if the row's rating is the best so far. True if it is."""
+    if "rating" not in row or row["rating"] <= state.best_rating:
+        return False
+    state.best_rating = row["rating"]
+    state.best_step = row["step"]
+    weights = policy.model.state_dict()
+    state.best_weights = {name: weight.clone() for name, weight in weights.items()}
+    return True
+
+
+def means(answers: Answers) -> dict[str, float]:
+    """The numbers of a row of `history.jsonl`, each a mean over the questions."""
+    numbers = {name: values.mean().item() for name, values in of_each(answers).items()}
+    numbers["distinct"] = share_distinct(answers.texts)
+    if answers.grades is not None:
+        numbers |= shares_of_flaws(answers.grades)
     return numbers
+
+
+def of_each(answers: Answers) -> dict[str, Tensor]:
+    """The numbers of each answer, (P,) each: reward, kl, tokens, and if known rating, flawless."""
+    values = {"reward": answers.rewards, "kl": answers.kl}
+    values["tokens"] = answers.draws.mask.sum(dim=1).float()
+    if answers.grades is not None:
+        ratings = [grade.rating for grade in answers.grades]
+        flawless = [not grade.flaws for grade in answers.grades]
+        values["rating"] = torch.tensor(ratings, dtype=torch.float64)
+        values["flawless"] = torch.tensor(flawless, dtype=torch.float64)
+    return values
+
+
+def share_distinct(texts: Sequence[str]) -> float:
+    """The share of different texts among these."""
+    return len(set(texts)) / len(texts)
 
 
 def shares_of_flaws(grades: Sequence[Grade]) -> dict[str, float]:

@@ -8,12 +8,13 @@
 
 All four look at the same thing: a group of answers to each question, with a reward for each answer.
 They differ in how much of it they use. Best-of-n and rejection sampling use the highest one, DPO
-the highest and the lowest, GRPO all of them. And they differ in what holds the policy back:
-rejection sampling nothing but the number of draws, DPO and GRPO the start of the policy, which both
-weigh against the reward.
+the highest and the lowest, GRPO all of them. They also differ in what keeps the policy near its
+start. In DPO and GRPO the loss weighs the distance from the start against the reward. In rejection
+sampling nothing does, except that the best of few draws is never far from the others.
 
 The three that train have one contract: (policy, draws, settings) -> loss. `draws.rewards` (P, G)
 are the rewards, and `draws.reference_log_p` (N, A) is what the policy at its start gave each token.
+`draws.old_log_p` (N, A) is what the policy that drew them gave each token; only GRPO reads it.
 
 DPO is here twice. `dpo` ranks the policy's own draws by the reward. `dpo-data` is the same step on
 answers that others wrote and others ranked; it needs no reward model, which is what DPO was made
@@ -81,7 +82,7 @@ def grpo(policy: Policy, draws: Draws, settings: PolicySettings) -> Tensor:
     )
 
 
-STEPS = {
+LOSSES = {
     "rejection-sampling": rejection_sampling,
     "dpo": dpo,
     "dpo-data": dpo,

@@ -51,8 +51,8 @@ def token_log_probabilities(logits: Tensor, token_ids: Tensor) -> Tensor:
     prediction of the next token at each position, so the caller shifts one against the other:
     `token_log_probabilities(logits[:, :-1], token_ids[:, 1:])`.
 
-    PAD tokens need an id of the vocabulary too. What comes out for them is masked later. That makes
-    up for any log-probability, but not for a nan in the logits, which would reach their gradient.
+    PAD tokens need an id of the vocabulary too. Their log-probabilities are masked later, so any
+    value will do. A nan in their logits would not: it would reach the gradient.
 
     Raises ValueError if the shapes do not fit. `gather` accepts fewer tokens than predictions and
     would silently leave out the last predictions.

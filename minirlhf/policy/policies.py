@@ -1,13 +1,15 @@
 """A policy: a causal language model that writes answers to questions.
 
 `Policy.sample` draws answers, and `Policy.log_probabilities` says how likely the policy is to write
-answers that are there already. All methods need nothing else of it. Which tokens stand for a
+answers that are there already. The methods need `log_probabilities` only; the loop also draws with
+`sample`, reads other people's answers, and moves the weights of `model`. Which tokens stand for a
 question and which text stands for tokens is known to its writer: `ToyWriter` for the bundled
 language, `ChatWriter` for every other model.
 
 The shapes: P questions, G answers to each of them, N = P * G answers in all, those to one question
 side by side; A tokens of an answer; T tokens of question and answer together. Questions are padded
-on the left and answers on the right, so that all answers begin in the same column.
+on the left and answers on the right, so that all answers begin in the same column. The functions of
+`objectives.py` are called with answers only: what they call B and T is N and A here.
 """
 
 import copy
@@ -125,10 +127,10 @@ class Policy:
 
     def __init__(self, model: nn.Module, writer, dtype: torch.dtype = torch.float32):
         """model: of transformers; its float32 weights learn, and a copy in `dtype` computes."""
-        self.model = (
-            model.eval()
-        )  # no dropout: a policy must mean the same when it writes and reads
+        # No dropout: a policy must give an answer the same probability when it writes and reads.
+        self.model = model.eval()
         self.writer = writer
+        # What computes: a copy in `dtype`, or for float32 the model itself.
         self.worker = precision.copy_in(model, dtype)
 
     @property
@@ -137,7 +139,7 @@ class Policy:
         return next(self.model.parameters()).device
 
     def frozen_copy(self) -> "Policy":
-        """The policy as it is now; it does not learn."""
+        """The policy as it is now, in the precision it computes in; it does not learn."""
         model = copy.deepcopy(self.worker).requires_grad_(False)
         return Policy(model, self.writer)
 
@@ -152,7 +154,7 @@ class Policy:
         answers: list[list[int]] = []
         for start in range(0, len(prompts), SAMPLED_AT_ONCE):
             answers += self.continue_all(prompts[start : start + SAMPLED_AT_ONCE], max_tokens)
-        return self.gather(questions, prompts, answers)
+        return self.as_draws(questions, prompts, answers)
 
     def continue_all(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """An answer to each prompt, as token ids with the end token, if there is one."""
@@ -178,17 +180,20 @@ class Policy:
                 return ids[: i + 1]
         return ids
 
-    def read(self, questions: Sequence[Question], texts: list[list[str]]) -> Draws:
-        """Answers that somebody else wrote, P lists of G, as if they had been drawn."""
+    def draws_of(self, questions: Sequence[Question], texts: list[list[str]]) -> Draws:
+        """Answers that somebody else wrote, P lists of G, as if they had been drawn.
+
+        Their `texts` are rendered from the tokens, so in the toy a wrong number may be another one.
+        """
         prompts = []
         answers = []
         for question, of_question in zip(questions, texts, strict=True):
             for text in of_question:
                 prompts.append(self.writer.question_ids(question))
                 answers.append(self.writer.answer_ids(question, text))
-        return self.gather(questions, prompts, answers)
+        return self.as_draws(questions, prompts, answers)
 
-    def gather(
+    def as_draws(
         self, questions: Sequence[Question], prompts: list[list[int]], answers: list[list[int]]
     ) -> Draws:
         """N prompts and their answers as tensors on the policy's device."""
@@ -213,11 +218,13 @@ class Policy:
         return self.writer.text(question, ids[:-1] if has_end else ids)
 
     def log_probabilities(self, draws: Draws) -> Tensor:
-        """Of each token of the answers: (N, A) in nats. Gradients flow if they are enabled."""
+        """Log-probability of each token of the answers: (N, A), in nats.
+
+        Gradients flow if they are enabled.
+        """
         answer_length = draws.mask.shape[1]  # A
-        positions = (draws.attention.cumsum(dim=1) - 1).clamp(
-            min=0
-        )  # (N, T) PAD does not count
+        # PAD tokens do not count.
+        positions = (draws.attention.cumsum(dim=1) - 1).clamp(min=0)  # (N, T)
         logits = self.worker(
             input_ids=draws.ids, attention_mask=draws.attention, position_ids=positions
         ).logits  # (N, T, V)

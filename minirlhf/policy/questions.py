@@ -1,9 +1,9 @@
 """What a policy is asked: the questions to learn from, to look at while learning, and to judge by.
 
 The questions of the toy are made by the bundled generator, so there are always new ones: no
-question is learned from twice. Those to look at and to judge by come from a pool of their own,
-which is the same for every seed, method and reward, so that runs are compared on the same
-questions. Neither the supervised start nor a reward model has seen them.
+question is learned from twice. Those to look at and to judge by come from one pool, which depends
+on no seed or method. Prompts that the reward was trained on are taken out first, so two rewards may
+be judged on slightly different questions. The supervised start has seen none of the pool.
 """
 
 import random
@@ -49,7 +49,9 @@ def distinct_problems(rng: random.Random, count: int, avoid: set[str]) -> list[P
     return list(problems.values())
 
 
-def of_the_toy(train: int, validation: int, test: int, seed: int, seen: set[str]) -> Questions:
+def toy_questions(
+    train: int, validation: int, test: int, seed: int, seen: set[str]
+) -> Questions:
     """Bundled problems, so many in each part.
 
     seed: of the training part only. seen: prompts that the reward was trained on; they are in no
@@ -63,13 +65,19 @@ def of_the_toy(train: int, validation: int, test: int, seed: int, seen: set[str]
         )
     rng = random.Random(f"policy {seed}")
     learned = distinct_problems(rng, train, avoid={problem.prompt for problem in pool})
-    parts = (learned, unseen[test : test + validation], unseen[:test])
     return Questions(
-        *[[Question(problem.prompt, problem) for problem in part] for part in parts]
+        train=as_questions(learned),
+        validation=as_questions(unseen[test : test + validation]),
+        test=as_questions(unseen[:test]),
     )
 
 
-def of_a_dataset(
+def as_questions(problems: list[Problem]) -> list[Question]:
+    """The problems as questions."""
+    return [Question(problem.prompt, problem) for problem in problems]
+
+
+def dataset_questions(
     name: str, split: str, config: str | None, column: str | None, fold: int, seed: int
 ) -> Questions:
     """The prompts of other data, split as `data.split` does it for a run of that fold.
@@ -85,12 +93,12 @@ def of_a_dataset(
         texts.setdefault(text)
     pairs = [data.PreferencePair(text, "", "") for text in texts]
     parts = data.split(pairs, fold)
-    questions = [[Question(pair.prompt) for pair in part] for part in parts]
-    random.Random(f"policy {seed}").shuffle(questions[0])
-    return Questions(*questions)
+    train, validation, test = [[Question(pair.prompt) for pair in part] for part in parts]
+    random.Random(f"policy {seed}").shuffle(train)
+    return Questions(train, validation, test)
 
 
-def of_step(train: list[Question], step: int, count: int) -> list[Question]:
+def questions_of_step(train: list[Question], step: int, count: int) -> list[Question]:
     """The questions of a training step, the first step being 1; after the last comes the first."""
     first = (step - 1) * count
     return [train[i % len(train)] for i in range(first, first + count)]

@@ -4,13 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minirlhf.bundled.arithmetic import FLAWS
 from minirlhf.bundled.grader import UNREADABLE, Grade
 from minirlhf.metrics import bootstrap, named
-from minirlhf.policy.loop import Look, shares_of_flaws
+from minirlhf.policy.loop import Answers, of_each, share_distinct, shares_of_flaws
 from minirlhf.report import figures
 from minirlhf.report.tables import interval, table
 
@@ -19,7 +18,7 @@ FURTHEST = 5.0  # square roots of a nat, in the picture; beyond it nothing new i
 BOUNDS = {"rating": (1.0, 10.0), "flawless": (0.0, 1.0)}  # of a single answer
 
 # Okabe and Ito's colours, and a marker each, so that they differ in black and white too.
-LOOKS = {
+STYLES = {
     "best-of-n": ("black", "x"),
     "rejection-sampling": ("#009E73", "^"),
     "dpo-data": ("#CC79A7", "D"),
@@ -27,30 +26,27 @@ LOOKS = {
     "grpo": (figures.BLUE, "o"),
 }
 PANELS = {"reward": "reward", "rating": "true rating"}
-MORE_LOOKS = [*LOOKS.values(), ("0.6", "v"), ("#56B4E9", "P"), ("#E69F00", "*")]
+ALL_STYLES = [*STYLES.values(), ("0.6", "v"), ("#56B4E9", "P"), ("#E69F00", "*")]
 
 
 # ---- numbers
 
 
-def judged(seen: Look) -> dict:
-    """The numbers of a look at the test questions, with 95 % intervals over the questions."""
-    prompts = [question.text for question in seen.draws.questions]
-    values = {"reward": seen.rewards, "kl": seen.kl}
-    if seen.grades is not None:
-        values["rating"] = torch.tensor([grade.rating for grade in seen.grades])
-        values["flawless"] = torch.tensor([float(not grade.flaws) for grade in seen.grades])
+def judged(answers: Answers) -> dict:
+    """The numbers of answers to the test questions, with 95 % intervals over the questions."""
+    prompts = [question.text for question in answers.draws.questions]
+    values = of_each(answers)
+    tokens = values.pop("tokens")  # has no interval
     numbers = with_intervals(values, prompts)
-    numbers["tokens"] = seen.draws.mask.sum(dim=1).float().mean().item()
-    texts = [of_question[0] for of_question in seen.draws.texts]
-    numbers["distinct"] = len(set(texts)) / len(texts)
-    if seen.grades is not None:
-        numbers["flaws"] = shares_of_flaws(seen.grades)
+    numbers["tokens"] = tokens.mean().item()
+    numbers["distinct"] = share_distinct(answers.texts)
+    if answers.grades is not None:
+        numbers["flaws"] = shares_of_flaws(answers.grades)
     return numbers
 
 
 def with_intervals(values: dict[str, Tensor], prompts: Sequence[str]) -> dict[str, float]:
-    """Each value (Q,) as its mean over questions with a 95 % interval: three named numbers."""
+    """Each value (P,) as its mean over questions with a 95 % interval: three named numbers."""
     numbers = {}
     for name, of_questions in values.items():
         found = bootstrap(of_questions.cpu().float(), prompts, ends=BOUNDS.get(name))
@@ -74,7 +70,7 @@ def verdict(metrics: dict) -> str:
         rating = f"{interval(start, 'rating', '.2f')} -> {interval(end, 'rating', '.2f')}"
         lines.append(f"truth      {rating}, of at most 10")
         lines.append(
-            f"           {interval(best, 'rating', '.2f')} {metrics['where']} {best['at']}, which "
+            f"           {interval(best, 'rating', '.2f')} {metrics['unit']} {best['at']}, which "
             "validation says was the best"
         )
         fell = end["rating_high"] < best["rating_low"]
@@ -104,25 +100,26 @@ def point_cells(point: dict) -> list[str]:
 def methods_table(runs: Sequence[dict]) -> str:
     """The start, and for each run its best validation point and its end."""
     head = ["method", "at", "reward", "true rating [95 %]", "KL", "flawless", "tokens"]
-    lines = [["start", "", *point_cells(runs[-1]["start"])]]  # best-of-n, the first, has fewer
+    # The start is taken from the last run: best-of-n, the first, is judged on fewer questions.
+    lines = [["start", "", *point_cells(runs[-1]["start"])]]
     for metrics in runs:
         for name in ("best", "end"):
             if name in metrics:
-                at = f"{name}: {metrics['where']} {metrics[name]['at']}"
+                at = f"{name}: {metrics['unit']} {metrics[name]['at']}"
                 lines.append([metrics["method"], at, *point_cells(metrics[name])])
     return table(head, lines)
 
 
-def samples(before: Look, after: Look) -> str:
+def samples(before: Answers, after: Answers) -> str:
     """What the policy answered to some questions at its start and at its end, side by side."""
     text = "# The same questions before and after\n"
     for i, question in enumerate(before.draws.questions[:SAMPLES]):
         text += f"\n**{one_line(question.text)}**\n\n"
-        for name, seen in (("before", before), ("after", after)):
-            answer = one_line(seen.draws.texts[i][0])
-            remark = f"reward {seen.rewards[i]:.2f}"
-            if seen.grades is not None:
-                remark += f", {in_words(seen.grades[i])}"
+        for name, answers in (("before", before), ("after", after)):
+            answer = one_line(answers.texts[i])
+            remark = f"reward {answers.rewards[i]:.2f}"
+            if answers.grades is not None:
+                remark += f", {in_words(answers.grades[i])}"
             text += f"- {name} ({remark}): {answer}\n"
     return text
 
@@ -153,7 +150,7 @@ def draw_flaws(path: Path, history: Sequence[dict]) -> None:
         for i, flaw in enumerate(sorted(shown, key=lambda name: -largest(history, name))[:6]):
             shares = [row[flaw] for row in history]
             label = flaw.replace("_", " ")
-            color, marker = MORE_LOOKS[i]
+            color, marker = ALL_STYLES[i]
             axes.plot(steps, shares, "-", color=color, marker=marker, markersize=3, label=label)
 
 
@@ -171,7 +168,7 @@ def draw_curves(
     """Reward and true rating against the square root of the KL divergence, a line for each method.
 
     curves: by method, points with `kl` and the numbers that are shown.
-    shown: the numbers, a panel each; those that a point lacks are left out.
+    shown: the numbers, a panel each; those that the first point lacks are left out.
 
     This is how Gao et al. 2022 draw it. Look for where a line of the right panel turns while its
     line of the left panel goes on rising: from there on the policy learns what the reward model is
@@ -183,7 +180,7 @@ def draw_curves(
     with figures.picture(path, title, "square root of KL (nats)", *labels) as panels:
         for axes, name in zip(panels, shown, strict=True):
             for number, (method, points) in enumerate(curves.items()):
-                color, marker = LOOKS.get(method, MORE_LOOKS[number % len(MORE_LOOKS)])
+                color, marker = STYLES.get(method, ALL_STYLES[number % len(ALL_STYLES)])
                 x = [math.sqrt(max(point["kl"], 0.0)) for point in points]
                 y = [point[name] for point in points]
                 axes.plot(x, y, "-", color=color, marker=marker, markersize=3, label=method)

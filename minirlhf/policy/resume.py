@@ -51,6 +51,7 @@ def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
         tensors, numbers = load_tensors(path)
         if numbers["format"] != FORMAT:
             raise ValueError("it is of another version")
+        # named_parameters() lists tied weights once, so one of their two names is missing here.
         policy.model.load_state_dict(starting_with("weight/", tensors), strict=False)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be used ({error}); start the run again") from error

@@ -44,7 +44,7 @@ class PolicySettings:
     # ---- the questions of another policy
     dataset: str | None = setting(
         None,
-        "a file, a folder or a hub id with a column of prompts; for another policy than toy",
+        "a file, a folder or a hub id with a column of prompts; only for a --policy other than toy",
     )
     config: str | None = setting(None, "which one of the hub's configurations", metavar="NAME")
     split: str = setting("train", "which of the hub's splits", metavar="NAME")
@@ -61,7 +61,13 @@ class PolicySettings:
         None, 0, 1, "learning rate (default: depends on the method, see policy/settings.py)"
     )
     kl_weight: float = real(0.05, 0, 1e6, "grpo: price of a nat of divergence from the start")
-    clip: float = real(0.2, 0, 1e6, "grpo: how far an answer's probability may move in a step")
+    clip: float = real(
+        0.2,
+        0,
+        1e6,
+        "grpo: a token whose probability has changed by more than this share since it was drawn is "
+        "pushed no further",
+    )
     beta: float = real(0.1, 0, 1e6, "dpo: what a nat of log-ratio is worth as reward")
     max_gradient: float = real(1.0, 1e-9, 1e9, "longer gradients are cut to this norm")
     max_tokens: int = whole(96, 1, 10**5, "an answer is cut after so many tokens")
@@ -75,8 +81,8 @@ class PolicySettings:
     draws: int = whole(32, 2, 10**4, "best-of-n: the largest n")
 
     # ---- where
-    seed: int = whole(0, 0, 10**6, "of the draws and of the questions to learn from")
-    start_seed: int = whole(0, 0, 10**6, "toy: of the supervised start")
+    seed: int = whole(0, 0, 10**6, "seed of the draws and of the training questions")
+    start_seed: int = whole(0, 0, 10**6, "toy: seed of the supervised start")
     start_steps: int = whole(
         600, 1, 10**6, "toy: steps of the supervised start; fewer make a worse start"
     )

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer
-from minirlhf.policy import language
+from minirlhf.policy import language, objectives, policies, questions
 from minirlhf.policy.objectives import sequence_log_probabilities
 from minirlhf.policy.policies import Policy, ToyWriter
 from minirlhf.policy.questions import Question, distinct_problems, held_out_problems
@@ -25,10 +25,10 @@ from minirlhf.runtime.device import seed_everything
 from minirlhf.runtime.features import cache_folder
 from minirlhf.runtime.progress import Progress
 
-ANSWERS = 64  # a step
-POOL = 16  # batches are drawn at once, so that answers of similar length go together
+ANSWERS_A_STEP = 64
+BATCHES_AT_ONCE = 16  # are drawn together, then sorted by length
 USUAL_TOKENS = 33  # of an answer
-LR = 5e-3  # the highest that trains without leaps; it falls to zero
+LR = 5e-3  # the highest at which the loss does not jump; it falls to zero
 WARM_UP = 20  # steps
 SIZE = {
     "hidden_size": 96,
@@ -57,12 +57,13 @@ def start_of_the_toy(seed: int, steps: int) -> Policy:
 
 def digest(seed: int, steps: int) -> str:
     """A name for all that the weights depend on: the code of data, language and training."""
-    sources = (
-        b"".join(Path(module.__file__).read_bytes() for module in (arithmetic, language))
-        + Path(__file__).read_bytes()
-    )
-    text = f"{seed} {steps} {torch.__version__}".encode()
-    return hashlib.sha256(sources + text).hexdigest()[:32]
+    import transformers
+
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    for module in (arithmetic, language, objectives, policies, questions):
+        found.update(Path(module.__file__).read_bytes())
+    found.update(f"{seed} {steps} {torch.__version__} {transformers.__version__}".encode())
+    return found.hexdigest()[:32]
 
 
 def new_model(seed: int):
@@ -87,7 +88,7 @@ def imitate_generator(policy: Policy, seed: int, steps: int) -> None:
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.01
     )
-    progress = Progress(range(steps), [ANSWERS] * steps, "supervised start", "answers")
+    progress = Progress(range(steps), [ANSWERS_A_STEP] * steps, "supervised start", "answers")
     batches = generated_batches(policy, seed)
     for step in progress:
         for group in optimizer.param_groups:
@@ -120,14 +121,16 @@ def generated_batches(policy: Policy, seed: int):
     held_out = {problem.prompt for problem in held_out_problems()}
     while True:
         pool = []
-        for problem in distinct_problems(rng, POOL * ANSWERS, avoid=held_out):
+        count = BATCHES_AT_ONCE * ANSWERS_A_STEP
+        for problem in distinct_problems(rng, count, avoid=held_out):
             text = draw_answer(problem, rng).text
             question = Question(problem.prompt, problem)
             length = len(policy.writer.answer_ids(question, text))
             pool.append((length, question, text))
         pool.sort(key=lambda entry: entry[0])
-        batches = [pool[start : start + ANSWERS] for start in range(0, len(pool), ANSWERS)]
+        starts = range(0, len(pool), ANSWERS_A_STEP)
+        batches = [pool[start : start + ANSWERS_A_STEP] for start in starts]
         rng.shuffle(batches)
         for batch in batches:
-            questions = [question for _, question, _ in batch]
-            yield policy.read(questions, [[text] for _, _, text in batch])
+            asked = [question for _, question, _ in batch]
+            yield policy.draws_of(asked, [[text] for _, _, text in batch])

@@ -7,7 +7,7 @@ import torch
 from test_policies import questions, tiny_policy
 
 from minirlhf.policy import language
-from minirlhf.policy.methods import STEPS, best_of_n
+from minirlhf.policy.methods import LOSSES, best_of_n
 from minirlhf.policy.objectives import sequence_log_probabilities
 from minirlhf.policy.policies import Draws
 from minirlhf.policy.settings import PolicySettings
@@ -44,7 +44,7 @@ def test_the_reward_rises(method):
     before = drawn(policy, start, 1000).rewards.mean().item()
     for step in range(25):
         draws = drawn(policy, start, step)
-        loss = STEPS[method](policy, draws, SETTINGS)
+        loss = LOSSES[method](policy, draws, SETTINGS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -57,7 +57,7 @@ def test_dpo_makes_the_chosen_answer_likelier_than_the_rejected_one():
     start = policy.frozen_copy()
     asked = questions(4)
     texts = [["Answer: 23 dollars.", "So: 23 dollars."] for _ in asked]
-    draws = policy.read(asked, texts)
+    draws = policy.draws_of(asked, texts)
     with torch.no_grad():
         draws = replace(
             draws,
@@ -72,7 +72,7 @@ def test_dpo_makes_the_chosen_answer_likelier_than_the_rejected_one():
     before = preference()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
     for _ in range(10):
-        loss = STEPS["dpo-data"](policy, draws, SETTINGS)
+        loss = LOSSES["dpo-data"](policy, draws, SETTINGS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,7 +84,7 @@ def test_equal_rewards_teach_nothing(method):
     policy = tiny_policy()
     start = policy.frozen_copy()
     draws = replace(drawn(policy, start, 0), rewards=torch.full((4, 16), 3.3))
-    loss = STEPS[method](policy, draws, SETTINGS)
+    loss = LOSSES[method](policy, draws, SETTINGS)
     loss.backward()
     assert all(weight.grad.abs().max() < 1e-6 for weight in policy.model.parameters())
 
@@ -98,7 +98,7 @@ def test_the_price_of_divergence_holds_the_policy_back():
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.5)
         draws = drawn(policy, start, 0)
         for _ in range(5):
-            loss = STEPS["grpo"](policy, draws, replace(SETTINGS, kl_weight=kl_weight))
+            loss = LOSSES["grpo"](policy, draws, replace(SETTINGS, kl_weight=kl_weight))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

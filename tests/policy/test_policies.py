@@ -45,12 +45,12 @@ def test_an_answer_in_a_batch_is_as_likely_as_alone():
     policy = tiny_policy()
     asked = questions(4)
     texts = answers_to(asked, 3)
-    together = policy.read(asked, texts)
+    together = policy.draws_of(asked, texts)
     log_p = policy.log_probabilities(together) * together.mask
     row = 0
     for question, of_question in zip(asked, texts, strict=True):
         for text in of_question:
-            alone = policy.read([question], [[text]])
+            alone = policy.draws_of([question], [[text]])
             own = policy.log_probabilities(alone)[0]
             torch.testing.assert_close(log_p[row, : len(own)], own, atol=1e-5, rtol=1e-5)
             assert together.mask[row].sum() == len(own)
@@ -60,7 +60,7 @@ def test_an_answer_in_a_batch_is_as_likely_as_alone():
 def test_the_log_probability_is_that_of_the_model_token_by_token():
     policy = tiny_policy()
     asked = questions(1)
-    draws = policy.read(asked, answers_to(asked, 1))
+    draws = policy.draws_of(asked, answers_to(asked, 1))
     prompt = policy.writer.question_ids(asked[0])
     ids = draws.ids[0].tolist()
     logits = policy.model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
@@ -103,7 +103,7 @@ def test_answers_to_one_question_are_neighbours_and_end_once():
 def test_one_answer_of_each_question_is_picked_with_all_that_belongs_to_it():
     policy = tiny_policy()
     asked = questions(3)
-    draws = policy.read(asked, answers_to(asked, 4))
+    draws = policy.draws_of(asked, answers_to(asked, 4))
     picked = draws.one_of_each(torch.tensor([2, 0, 3]))
     assert [texts[0] for texts in picked.texts] == [
         draws.texts[0][2],
