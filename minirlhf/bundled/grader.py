@@ -20,7 +20,8 @@ How the text is read, with the name of each flaw beside what is found:
     other lines
         useless, or the same line again, each time                  rambling
         rude, each time                                             bad_tone
-        opening words                                               free once, at the beginning
+        the same answer again in other words, each time             rambling
+        opening words before a calculation                          free once, at the beginning
 
 What the working leads to is the result of the last calculation, or what the rest of the steps would
 make of it.
@@ -73,8 +74,9 @@ from minirlhf.bundled.arithmetic import (
 UNREADABLE = "unreadable"  # the flaw of a text that is no answer
 LOWEST = 1.0  # the rating of such a text, and of one that is off topic
 
-CALCULATION = re.compile(r"(-?\d{1,9}) ([-+*/]) (-?\d{1,9}) = (-?\d{1,9})")
-STATEMENT = re.compile(r"(-?\d{1,9}) (\w+)")  # a number and its unit
+NUMBER = r"(-?[1-9][0-9]{0,8}|0)"  # no leading zeros, and no digits of other scripts
+CALCULATION = re.compile(rf"{NUMBER} ([-+*/]) {NUMBER} = {NUMBER}(?![0-9])")
+STATEMENT = re.compile(rf"(?<![0-9]){NUMBER} (\w+)")  # a number and its unit
 END_OF_LINE = re.compile(r"(?<=[.?]) ")
 OPENINGS = {opening for style in STYLES for opening in style.openings if opening}
 
@@ -110,8 +112,9 @@ class Reading:
     flaws: list[str] = field(default_factory=list)  # with repetitions
     lines: set[str] = field(default_factory=set)
     calculations: int = 0
-    has_opening: bool = False
+    has_opening: bool = False  # at its beginning
     stated: int | None = None  # the answer
+    unit: str = ""  # of the answer
     fatal_flaw: str = ""  # UNREADABLE or off_topic, once that is clear
 
     def __post_init__(self):
@@ -131,6 +134,8 @@ def read_line(reading: Reading, line: str) -> None:
         reading.flaws.append("rambling")
     elif line in OPENINGS:
         read_opening(reading)
+    elif says_answer_again(reading, line):
+        reading.flaws.append("rambling")
     elif reading.stated is not None:  # what follows the answer cannot be new work
         reading.fatal_flaw = UNREADABLE
     elif calculation:
@@ -151,11 +156,21 @@ def is_useless(problem: Problem, line: str) -> bool:
     return line in FILLERS or line in restated
 
 
+def says_answer_again(reading: Reading, line: str) -> bool:
+    """True if the answer was given before, and this line gives the same one in other words."""
+    if reading.stated is None:
+        return False
+    answer = f"{reading.stated} {reading.unit}"
+    return line.replace(answer, "{answer}") in ending_wordings(reading.problem.closing)
+
+
 def read_opening(reading: Reading) -> None:
     """Opening words are free before the first calculation; a second one is one too many."""
-    if reading.has_opening or reading.calculations > 0:
+    comes_late = reading.calculations > 0 or reading.stated is not None
+    if reading.has_opening or comes_late:
         reading.flaws.append("rambling")
-    reading.has_opening = True
+    else:
+        reading.has_opening = True
 
 
 def read_calculation(reading: Reading, read: Calculation, wording: str) -> None:
@@ -208,6 +223,7 @@ def read_statement(reading: Reading, number: int, unit: str, wording: str) -> No
     elif unit != problem.unit:
         reading.fatal_flaw = "off_topic" if unit in all_units() else UNREADABLE
     reading.stated = number
+    reading.unit = unit
 
 
 def conclude(reading: Reading) -> Grade:
@@ -218,6 +234,8 @@ def conclude(reading: Reading) -> Grade:
         return Grade(LOWEST, ("off_topic",))
 
     flaws = list(reading.flaws)
+    if reading.has_opening and reading.calculations == 0:
+        flaws.append("rambling")  # it opens nothing
     if reading.misread:
         flaws.append("miscopied_number")
     if reading.stated is None:

@@ -131,7 +131,9 @@ def fold_of(runs: Sequence[str]) -> int:
     """
     from minirlhf.commands.evaluate import read_config
 
-    folds = {read_config(run).get("arguments", {}).get("fold", 0) for run in runs}
+    folds = {read_config(run).get("arguments", {}).get("fold") for run in runs}
+    if None in folds:
+        raise ValueError("a run of --reward has no config.json that names the fold it left out")
     if len(folds) > 1:
         raise ValueError("the runs of --reward left out different folds, so no test is left")
     return folds.pop()
@@ -174,7 +176,8 @@ def train(settings: PolicySettings, shared: Shared, method: str, folder: Path) -
     state = loop.new_state(policy, settings.rate(method))
     state_file = folder / "state.safetensors"
     load_state(state_file, policy, state)
-    history = checkpoint.cut_jsonl(folder / "history.jsonl", "step", state.step)
+    last = state.step if state.step > 0 else -1  # the row before the first step is made again
+    history = checkpoint.cut_jsonl(folder / "history.jsonl", "step", last)
 
     print(f"\n{method}, rate {settings.rate(method):g}")
     about = for_mlflow(settings, shared, method)
@@ -187,7 +190,7 @@ def train(settings: PolicySettings, shared: Shared, method: str, folder: Path) -
             history.append(row)
             checkpoint.write_jsonl(folder / "history.jsonl", history)
             log(row, step=row["step"])
-            save_state(state_file, policy, state)
+            save_state(state_file, policy, start, state)
 
         metrics = {
             "method": method,
@@ -243,10 +246,7 @@ def judge(
 
 
 def run_best_of_n(settings: PolicySettings, shared: Shared, folder: Path) -> None:
-    """What the best of n draws of the policy is worth, for n up to `settings.draws`.
-
-    It is judged on a quarter of the test questions.
-    """
+    """What the best of n draws of the policy is worth, for n up to `settings.draws`."""
     from minirlhf.policy import best_of_n, loop, report
     from minirlhf.runtime import checkpoint
     from minirlhf.runtime.tracking import set_description, track
@@ -256,14 +256,15 @@ def run_best_of_n(settings: PolicySettings, shared: Shared, folder: Path) -> Non
     print(f"\nbest-of-n, up to n = {settings.draws}")
     about = for_mlflow(settings, shared, "best-of-n")
     with track(settings.tracking_uri, settings.experiment, folder, about) as log:
-        # Many draws of few questions: they cost as much as the training of another method.
-        validation = shared.questions.validation[: settings.validation // 2]
-        drawn = best_of_n.draw_many(policy, shared.reward, validation, settings)
-        on_validation = best_of_n.curve(drawn)
-        draws = best_of_n.draw_many(policy, shared.reward, judged_questions(shared), settings)
+        questions = shared.questions
+        drawn = best_of_n.draw_many(
+            policy, shared.reward, questions.validation, settings, loop.VALIDATION
+        )
+        history = best_of_n.curve(drawn)
+        draws = best_of_n.draw_many(policy, shared.reward, questions.test, settings, loop.TEST)
         on_test = best_of_n.curve(draws)
-        checkpoint.write_jsonl(folder / "history.jsonl", on_test)
-        for row in on_test:
+        checkpoint.write_jsonl(folder / "history.jsonl", history)
+        for row in history:
             log(row, step=row["at"])
         metrics = {
             "method": "best-of-n",
@@ -273,7 +274,7 @@ def run_best_of_n(settings: PolicySettings, shared: Shared, folder: Path) -> Non
             "start": on_test[0],
             "end": on_test[-1],
         }
-        ratings = [row["rating"] for row in on_validation if "rating" in row]
+        ratings = [row["rating"] for row in history if "rating" in row]
         if ratings:
             metrics["best"] = on_test[ratings.index(max(ratings))]
         metrics["seconds"] = time.perf_counter() - begin
@@ -282,17 +283,12 @@ def run_best_of_n(settings: PolicySettings, shared: Shared, folder: Path) -> Non
         after = best_of_n.best_answers(draws)
         checkpoint.write_text(folder / "samples.md", report.samples(before, after))
         report.draw_curves(
-            folder / "figures/curve.png", title_of(settings), {"best-of-n": on_test}
+            folder / "figures/curve.png", title_of(settings), {"best-of-n": history}
         )
         checkpoint.write_json(folder / "metrics.json", metrics)
     text = report.verdict(metrics)
     set_description(settings.tracking_uri, folder, f"```text\n{text}\n```")
     print(f"\n{text}")
-
-
-def judged_questions(shared: Shared) -> list:
-    """A quarter of the test questions, which best-of-n answers many times."""
-    return shared.questions.test[: max(2, len(shared.questions.test) // 4)]
 
 
 def shown(row: dict) -> dict:

@@ -7,7 +7,8 @@ reward likes. This puts together runs of `python -m minirlhf policy` that differ
 and shows for every kind of run how high the true rating rose, how far from the start that was, and
 what became of it. Intervals are Student's t over the seeds, because the chance of training is
 larger than that of the questions; with three seeds they are wide. Runs with the same seed learned
-from the same questions, so differences to the first kind of run are taken seed by seed.
+from the same questions, so differences are taken seed by seed, to the first kind of run with that
+method.
 
 Writes `turn.json`, `turn.md` and `turn.png`.
 """
@@ -86,7 +87,8 @@ def summarize(runs: Sequence[PolicyRun]) -> dict:
     for point in POINTS:
         numbers = {}
         for name in NUMBERS:
-            numbers |= over_seeds(name, [run.metrics[point][name] for run in runs])
+            if name in runs[0].metrics[point]:  # a classification has no reward
+                numbers |= over_seeds(name, [run.metrics[point][name] for run in runs])
         numbers |= over_seeds("at", [float(run.metrics[point]["at"]) for run in runs])
         found[point] = numbers
     return found
@@ -115,6 +117,8 @@ def mean_curve(runs: Sequence[PolicyRun]) -> list[dict]:
     for same_step in zip(*[run.history for run in runs], strict=True):
         row = {}
         for name in ("kl", "reward", "rating"):
+            if name not in same_step[0]:
+                continue
             row[name] = sum(one[name] for one in same_step) / len(same_step)
         rows.append(row)
     return rows
@@ -123,7 +127,7 @@ def mean_curve(runs: Sequence[PolicyRun]) -> list[dict]:
 def text_of(kinds: Sequence[dict]) -> str:
     """The table of all kinds of run."""
     head = ["kind of run", "seeds", "point", "reward", "true rating [95 %]", "KL", "flawless"]
-    head += ["tokens", "minus the first kind"]
+    head += ["tokens", "minus the first of this method"]
     lines = []
     for found in kinds:
         for point in POINTS:
@@ -133,7 +137,7 @@ def text_of(kinds: Sequence[dict]) -> str:
                     found["kind"] if point == "start" else "",
                     len(found["seeds"]) if point == "start" else "",
                     f"{point}, {numbers['at']:.0f}",
-                    f"{numbers['reward']:.2f}",
+                    interval({"reward": numbers.get("reward")}, "reward", ".2f"),
                     interval(numbers, "rating", ".2f"),
                     f"{numbers['kl']:.2f}",
                     f"{numbers['flawless']:.2f}",
@@ -156,8 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         curves = {}
         for runs in groups:
             found = summarize(runs)
+            same_method = [other for other in groups if other[0].method == runs[0].method]
             for point in POINTS:
-                found[f"minus_first_{point}"] = difference(runs, groups[0], point)
+                found[f"minus_first_{point}"] = difference(runs, same_method[0], point)
             found["curve"] = mean_curve(runs)
             kinds.append(found)
             curves[runs[0].kind] = found["curve"]

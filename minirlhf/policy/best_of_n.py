@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.experiments.overoptimize import expected_best, kl_bound, sizes
-from minirlhf.policy.loop import VALIDATION, Answers, seed_of, share_distinct
+from minirlhf.policy.loop import Answers, answer_rows, seed_of
 from minirlhf.policy.methods import best_of_n
 from minirlhf.policy.policies import Draws, Policy
 from minirlhf.policy.questions import Question
@@ -28,9 +28,10 @@ def draw_many(
     reward: Reward,
     questions: Sequence[Question],
     settings: PolicySettings,
+    part: int,
 ) -> Draws:
-    """`settings.draws` answers to each question, with their rewards."""
-    seed_everything(seed_of(settings, VALIDATION))
+    """`settings.draws` answers to each question, with their rewards. part: see `loop.seed_of`."""
+    seed_everything(seed_of(settings, part))
     draws = policy.sample(questions, settings.draws, settings.max_tokens)
     return replace(draws, rewards=reward(draws.questions, draws.texts))
 
@@ -59,11 +60,11 @@ def curve(draws: Draws) -> list[dict]:
 
 
 def distinct(draws: Draws, n: int) -> float:
-    """The share of different texts among one pick of the first n draws of each question."""
+    """The share of different answers, as tokens, among the best of n of each question."""
     rewards: Tensor = draws.rewards[:, :n]
-    picked = rewards.argmax(dim=1).tolist()
-    texts = [texts[i] for texts, i in zip(draws.texts, picked, strict=True)]
-    return share_distinct(texts)
+    picked = draws.one_of_each(rewards.argmax(dim=1))
+    rows = answer_rows(picked)
+    return len(set(rows)) / len(rows)
 
 
 def best_answers(draws: Draws) -> Answers:

@@ -26,7 +26,7 @@ getting a calculation wrong without wanting to.
 
 `render` draws the numbers of <misread i>, <slip>, <near> and <new> from a generator that is seeded
 by question and tokens, so the same tokens are always the same text. A slot in a place where it
-means nothing becomes a question mark, which makes the text unreadable for the grader.
+means nothing becomes a question mark, and hardly any text with one can be graded.
 
 >>> problem = arithmetic.make_problem(random.Random(28))
 >>> problem.prompt

@@ -11,7 +11,8 @@ found there is a row of `history.jsonl`:
     kl           how far the policy has gone from its start, in nats an answer (estimate k1)
     flawless     the share of answers without a flaw, and of each flaw the share that has it
     tokens       the length of an answer
-    distinct     the share of different answers among them, which falls when a policy collapses
+    distinct     the share of different answers among them, as tokens; it falls when a policy
+                 comes to say the same to everybody
 
 A step draws from a seed of its own, so a run that is resumed draws what it would have drawn.
 
@@ -167,6 +168,16 @@ class Answers:
         """The P answers."""
         return [of_question[0] for of_question in self.draws.texts]
 
+    @property
+    def distinct(self) -> float:
+        """The share of different answers, as tokens.
+
+        In the toy's tokens, names and numbers of the question are slots. A policy that gives the
+        same answer to everybody has one answer then; as texts, all its answers differ.
+        """
+        token_rows = answer_rows(self.draws)
+        return len(set(token_rows)) / len(token_rows)
+
 
 def answer(
     policy: Policy,
@@ -225,7 +236,7 @@ def keep_if_best(policy: Policy, row: dict, state: PolicyState) -> bool:
 def means(answers: Answers) -> dict[str, float]:
     """The numbers of a row of `history.jsonl`, each a mean over the questions."""
     numbers = {name: values.mean().item() for name, values in of_each(answers).items()}
-    numbers["distinct"] = share_distinct(answers.texts)
+    numbers["distinct"] = answers.distinct
     if answers.grades is not None:
         numbers |= shares_of_flaws(answers.grades)
     return numbers
@@ -233,8 +244,9 @@ def means(answers: Answers) -> dict[str, float]:
 
 def of_each(answers: Answers) -> dict[str, Tensor]:
     """The numbers of each answer, (P,) each: reward, kl, tokens, and if known rating, flawless."""
-    values = {"reward": answers.rewards, "kl": answers.kl}
-    values["tokens"] = answers.draws.mask.sum(dim=1).float()
+    values = {"kl": answers.kl, "tokens": answers.draws.mask.sum(dim=1).float()}
+    if not answers.rewards.isnan().any():  # a classification gives no reward to a single answer
+        values["reward"] = answers.rewards
     if answers.grades is not None:
         ratings = [grade.rating for grade in answers.grades]
         flawless = [not grade.flaws for grade in answers.grades]
@@ -243,9 +255,13 @@ def of_each(answers: Answers) -> dict[str, Tensor]:
     return values
 
 
-def share_distinct(texts: Sequence[str]) -> float:
-    """The share of different texts among these."""
-    return len(set(texts)) / len(texts)
+def answer_rows(draws: Draws) -> list[tuple[int, ...]]:
+    """The token ids of N answers, without padding."""
+    ids = draws.ids[:, -draws.mask.shape[1] :]  # (N, A)
+    rows = []
+    for row, mask in zip(ids, draws.mask.bool(), strict=True):
+        rows.append(tuple(row[mask].tolist()))
+    return rows
 
 
 def shares_of_flaws(grades: Sequence[Grade]) -> dict[str, float]:

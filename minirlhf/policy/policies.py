@@ -94,8 +94,10 @@ class ToyWriter:
 class ChatWriter:
     """Writes with a tokenizer of transformers, and with its chat template if it has one."""
 
-    def __init__(self, tokenizer, end_ids: Sequence[int]):
+    def __init__(self, tokenizer, end_ids: Sequence[int], generation_config=None):
+        """generation_config: that of the model as it came; it is saved with it again."""
         self.tokenizer = tokenizer
+        self.generation_config = generation_config
         self.end_ids = list(end_ids)
         self.pad_id = (
             self.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -237,6 +239,8 @@ class Policy:
         self.model.save_pretrained(folder)
         if isinstance(self.writer, ChatWriter):
             self.writer.tokenizer.save_pretrained(folder)
+            if self.writer.generation_config is not None:
+                self.writer.generation_config.save_pretrained(folder)
 
 
 def load_policy(name: str, device: torch.device, dtype: torch.dtype) -> Policy:
@@ -244,7 +248,7 @@ def load_policy(name: str, device: torch.device, dtype: torch.dtype) -> Policy:
 
     Raises ValueError if there is none, or if it has no token that ends an answer.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -258,7 +262,11 @@ def load_policy(name: str, device: torch.device, dtype: torch.dtype) -> Policy:
     if ends is None:
         raise ValueError(f"{name} has no token that ends an answer")
     end_ids = ends if isinstance(ends, list) else [ends]
-    return Policy(model.to(device), ChatWriter(tokenizer, end_ids), dtype)
+    writer = ChatWriter(tokenizer, end_ids, model.generation_config)
+    # A model may come with its own way of sampling, such as min_p or forbidden tokens. But what is
+    # trained are the probabilities of the model itself, so these must be what is drawn from.
+    model.generation_config = GenerationConfig(eos_token_id=end_ids, pad_token_id=writer.pad_id)
+    return Policy(model.to(device), writer, dtype)
 
 
 # ---- padding

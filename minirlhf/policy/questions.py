@@ -8,6 +8,7 @@ be judged on slightly different questions. The supervised start has seen none of
 
 import random
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from minirlhf import data
@@ -34,6 +35,7 @@ class Questions(NamedTuple):
     test: list[Question]
 
 
+@cache
 def held_out_problems() -> list[Problem]:
     """The pool of problems that no policy learns from."""
     return distinct_problems(random.Random("held out"), POOL, avoid=set())

@@ -9,7 +9,7 @@ from torch import Tensor
 from minirlhf.bundled.arithmetic import FLAWS
 from minirlhf.bundled.grader import UNREADABLE, Grade
 from minirlhf.metrics import bootstrap, named
-from minirlhf.policy.loop import Answers, of_each, share_distinct, shares_of_flaws
+from minirlhf.policy.loop import Answers, of_each, shares_of_flaws
 from minirlhf.report import figures
 from minirlhf.report.tables import interval, table
 
@@ -39,7 +39,7 @@ def judged(answers: Answers) -> dict:
     tokens = values.pop("tokens")  # has no interval
     numbers = with_intervals(values, prompts)
     numbers["tokens"] = tokens.mean().item()
-    numbers["distinct"] = share_distinct(answers.texts)
+    numbers["distinct"] = answers.distinct
     if answers.grades is not None:
         numbers["flaws"] = shares_of_flaws(answers.grades)
     return numbers
@@ -74,7 +74,7 @@ def verdict(metrics: dict) -> str:
             "validation says was the best"
         )
         fell = end["rating_high"] < best["rating_low"]
-        rose = end["reward"] >= best["reward"]
+        rose = "reward" in end and end["reward"] > best["reward"]
         if fell and rose:
             lines.append(
                 "           the reward went on rising while the truth fell: over-optimised"
@@ -100,13 +100,15 @@ def point_cells(point: dict) -> list[str]:
 def methods_table(runs: Sequence[dict]) -> str:
     """The start, and for each run its best validation point and its end."""
     head = ["method", "at", "reward", "true rating [95 %]", "KL", "flawless", "tokens"]
-    # The start is taken from the last run: best-of-n, the first, is judged on fewer questions.
     lines = [["start", "", *point_cells(runs[-1]["start"])]]
     for metrics in runs:
         for name in ("best", "end"):
             if name in metrics:
                 at = f"{name}: {metrics['unit']} {metrics[name]['at']}"
-                lines.append([metrics["method"], at, *point_cells(metrics[name])])
+                cells = point_cells(metrics[name])
+                if metrics["method"] == "best-of-n":
+                    cells[2] = f"at most {cells[2]}"
+                lines.append([metrics["method"], at, *cells])
     return table(head, lines)
 
 

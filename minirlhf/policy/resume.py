@@ -1,8 +1,9 @@
 """What a policy's training holds between two steps, saved so that a stopped run can go on.
 
 The file holds the weights, the best ones so far, AdamW's moments and how far the run is. No state
-of chance is needed, since each step draws from a seed of its own. On a CPU the run ends with the
-weights of one that was never stopped.
+of chance is needed, since each step draws from a seed of its own. On a CPU in float32 the run ends
+with the weights of one that was never stopped. The start, to which the policy is compared, is made
+again or read from the cache; a checksum tells whether it is still the same.
 """
 
 from pathlib import Path
@@ -14,13 +15,13 @@ from minirlhf.policy.loop import PolicyState
 from minirlhf.policy.policies import Policy
 from minirlhf.runtime.checkpoint import load_tensors, save_tensors
 from minirlhf.runtime.precision import hand_weights
-from minirlhf.runtime.resume import starting_with
+from minirlhf.runtime.resume import checksum, starting_with
 
-FORMAT = 1  # of the file; raised when what it holds changes
+FORMAT = 2  # of the file; raised when what it holds changes
 
 
-def save_state(path: Path, policy: Policy, state: PolicyState) -> None:
-    """Write the state after a step, whole."""
+def save_state(path: Path, policy: Policy, start: Policy, state: PolicyState) -> None:
+    """Write the state after a step, whole. start: the policy before its first step."""
     tensors = {}
     for name, weight in policy.model.named_parameters():
         tensors[f"weight/{name}"] = weight
@@ -35,6 +36,7 @@ def save_state(path: Path, policy: Policy, state: PolicyState) -> None:
         "best_step": state.best_step,
         "best_rating": state.best_rating,
         "seconds": state.seconds,
+        "start": checksum(dict(start.model.named_parameters())),
     }
     # Weights that are tied share their memory, which a file of tensors cannot.
     save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, numbers)
@@ -43,7 +45,8 @@ def save_state(path: Path, policy: Policy, state: PolicyState) -> None:
 def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
     """Put back into policy and state what was saved at `path`, if there is any.
 
-    Raises ValueError if the file is damaged or of another version.
+    policy: as it is at its start.
+    Raises ValueError if the file is damaged or of another version, or if the start is another one.
     """
     if not path.exists():
         return
@@ -51,6 +54,8 @@ def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
         tensors, numbers = load_tensors(path)
         if numbers["format"] != FORMAT:
             raise ValueError("it is of another version")
+        if numbers["start"] != checksum(dict(policy.worker.named_parameters())):
+            raise ValueError("the policy does not start where it started")
         # named_parameters() lists tied weights once, so one of their two names is missing here.
         policy.model.load_state_dict(starting_with("weight/", tensors), strict=False)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:

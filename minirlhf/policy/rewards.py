@@ -35,9 +35,11 @@ class RunReward:
 
     One run gives its raw reward. Several give the mean of their rewards, each divided by the run's
     temperature: a difference of 1 is then the same log-odds in all of them. A classification, which
-    compares, gives an answer's mean probability of being preferred to the others of its group.
+    compares, gives an answer's mean probability of being preferred to the others of its group, and
+    nan to an answer without others.
 
-    Every text is scored once. The encoder computes in `device.dtype`, as it did in training.
+    Every text is scored once. The encoder computes in `device.dtype`, as it did in training. In
+    bfloat16 a reward depends a little on the texts that it is scored with (up to 0.02).
     """
 
     def __init__(self, runs: Sequence[str], device: Device):
@@ -55,6 +57,8 @@ class RunReward:
 
     def __call__(self, questions: Sequence[Question], texts: list[list[str]]) -> Tensor:
         """(P, G) rewards."""
+        if self.only_compares and len(texts[0]) == 1:
+            return torch.full((len(texts), 1), torch.nan)
         if self.only_compares:
             asked = [question.text for question in questions]
             items = list(zip(asked, texts, strict=True))

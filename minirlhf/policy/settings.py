@@ -78,7 +78,7 @@ class PolicySettings:
     )
     validation: int = whole(128, 4, 10**6, "questions to look at while training")
     test: int = whole(256, 8, 10**6, "questions to judge the result on")
-    draws: int = whole(32, 2, 10**4, "best-of-n: the largest n")
+    draws: int = whole(16, 2, 10**4, "best-of-n: the largest n")
 
     # ---- where
     seed: int = whole(0, 0, 10**6, "seed of the draws and of the training questions")

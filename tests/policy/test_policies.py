@@ -4,10 +4,12 @@ import random
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from conftest import _tokenizer
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from minirlhf.bundled.arithmetic import draw_answer, make_problem
 from minirlhf.policy import language
+from minirlhf.policy.loop import Answers
 from minirlhf.policy.policies import Policy, ToyWriter, load_policy, pad_left, pad_right
 from minirlhf.policy.questions import Question
 
@@ -126,3 +128,30 @@ def test_a_model_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load the causal language model"):
         load_policy(str(tmp_path), torch.device("cpu"), torch.float32)
+
+
+def test_a_policy_that_says_the_same_to_everybody_has_few_distinct_answers():
+    policy = tiny_policy()
+    asked = questions(8)
+    texts = [[f"Answer: {question.problem.answer} dollars."] for question in asked]
+    assert len({of_question[0] for of_question in texts}) > 4  # as texts they differ
+    draws = policy.draws_of(asked, texts)
+    same = Answers(draws, torch.zeros(8), torch.zeros(8), None)
+    assert same.distinct == 1 / 8
+
+
+def test_a_models_own_way_of_sampling_is_not_used_and_not_lost(tmp_path):
+    policy = tiny_policy()
+    policy.model.generation_config.min_p = 0.9
+    policy.model.generation_config.suppress_tokens = [5, 6, 7]
+    policy.model.generation_config.do_sample = True
+    policy.model.save_pretrained(tmp_path / "model")
+    _tokenizer(cls=False).save_pretrained(tmp_path / "model")
+    loaded = load_policy(str(tmp_path / "model"), torch.device("cpu"), torch.float32)
+    torch.manual_seed(0)
+    prompts = [[20, 21, 22]] * 2000
+    drawn = [ids[0] for ids in loaded.continue_all(prompts, max_tokens=1)]
+    assert len(set(drawn)) > 100 and {5, 6, 7} & set(drawn)
+    loaded.save(tmp_path / "again")
+    kept = GenerationConfig.from_pretrained(tmp_path / "again")
+    assert kept.min_p == 0.9 and kept.suppress_tokens == [5, 6, 7]

@@ -95,6 +95,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(monkeypatch, capsys):
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_a_run_that_is_stopped_before_its_second_look_has_one_first_row(monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, loop, "draw", call=2)
+        with pytest.raises(SystemExit):
+            command.main(["--output", "stopped", *TINY])
+    command.main(["--resume", "stopped"])
+    assert [row["step"] for row in read_jsonl(Path("stopped/history.jsonl"))] == [0, 2, 4]
+
+
+def test_a_run_whose_start_is_no_longer_there_is_not_resumed(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, loop, "draw", call=4)
+        with pytest.raises(SystemExit):
+            command.main(["--output", "stopped", *TINY])
+    config = read_json(Path("stopped/config.json"))
+    config["arguments"]["start_seed"] = 1
+    Path("stopped/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--resume", "stopped"])
+    assert stop.value.code == 2
+    assert "does not start where it started" in capsys.readouterr().err
+
+
 def test_the_average_of_two_runs_is_a_reward(runs):
     both = [runs["bt-finetune"], runs["bt-finetune"]]
     command.main(["--reward", *both, "--output", "run", *TINY])
@@ -103,7 +127,10 @@ def test_the_average_of_two_runs_is_a_reward(runs):
 
 def test_a_classification_is_a_reward_within_a_group(runs):
     command.main(["--reward", runs["classification"], "--output", "run", *TINY])
-    assert len(read_jsonl(Path("run/history.jsonl"))) == 3
+    history = read_jsonl(Path("run/history.jsonl"))
+    assert len(history) == 3
+    assert not any("reward" in row for row in history)  # it has none for an answer alone
+    assert "rating" in history[0]
 
 
 @pytest.fixture(scope="module")
