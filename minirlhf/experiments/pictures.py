@@ -9,7 +9,7 @@
     mistakes.png     What does each classic mistake cost? Drawn from `mistakes.json`.
     work.png         How good does a model get for how much work? Drawn from `work.json`.
     policy.png       What do four ways to use a reward make of a policy? Drawn from `policy.json`.
-    turn.png         On which reward does a policy turn how soon? Drawn from `policy.json`.
+    turn.png         On which reward does a policy turn how soon? Drawn from `turn.json`.
 
 The first three pictures need no results. The others need the named file in the folder of results
 (`.github/results`); where it is missing, the picture is skipped and a line says so. No picture is
@@ -478,7 +478,7 @@ FROM_RESULTS = {
     "mistakes": Result("mistakes.json", draw_mistakes),
     "work": Result("work.json", draw_work),
     "policy": Result("policy.json", draw_policy),
-    "turn": Result("policy.json", draw_turn),
+    "turn": Result("turn.json", draw_turn),
 }
 
 

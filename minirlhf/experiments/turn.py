@@ -124,27 +124,27 @@ def mean_curve(runs: Sequence[PolicyRun]) -> list[dict]:
     return rows
 
 
-def text_of(kinds: Sequence[dict]) -> str:
-    """The table of all kinds of run."""
-    head = ["kind of run", "seeds", "point", "reward", "true rating [95 %]", "KL", "flawless"]
-    head += ["tokens", "minus the first of this method"]
+def text_of(kinds: Sequence[dict], with_differences: bool = True) -> str:
+    """The table of all kinds of run: a line for each of their three points."""
+    head = ["kind of run", "point", "reward", "true rating [95 %]", "KL", "flawless"]
+    if with_differences:
+        head.append("rating minus that of the first kind with this method")
     lines = []
     for found in kinds:
         for point in POINTS:
             numbers = found[point]
-            lines.append(
-                [
-                    found["kind"] if point == "start" else "",
-                    len(found["seeds"]) if point == "start" else "",
-                    f"{point}, {numbers['at']:.0f}",
-                    interval({"reward": numbers.get("reward")}, "reward", ".2f"),
-                    interval(numbers, "rating", ".2f"),
-                    f"{numbers['kl']:.2f}",
-                    f"{numbers['flawless']:.2f}",
-                    f"{numbers['tokens']:.0f}",
-                    interval(found[f"minus_first_{point}"], "difference", ".2f"),
-                ]
-            )
+            most = "at most " if found["method"] == "best-of-n" and point != "start" else ""
+            cells = [
+                found["kind"],
+                f"{point}, {numbers['at']:.0f}",
+                interval({"reward": numbers.get("reward")}, "reward", ".2f"),
+                interval(numbers, "rating", ".2f"),
+                f"{most}{numbers['kl']:.2f}",
+                f"{numbers['flawless']:.2f}",
+            ]
+            if with_differences:
+                cells.append(interval(found[f"minus_first_{point}"], "difference", ".2f"))
+            lines.append(cells)
     return table(head, lines)
 
 

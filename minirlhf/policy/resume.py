@@ -57,10 +57,13 @@ def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
         if numbers["start"] != checksum(dict(policy.worker.named_parameters())):
             raise ValueError("the policy does not start where it started")
         # named_parameters() lists tied weights once, so one of their two names is missing here.
-        policy.model.load_state_dict(starting_with("weight/", tensors), strict=False)
+        weights = starting_with("weight/", tensors)
+        policy.model.load_state_dict(weights, strict=False)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be used ({error}); start the run again") from error
 
+    if numbers["step"] == 0:
+        return  # nothing has been learned yet, so the run begins again
     hand_weights(policy.model, policy.worker)
     state.step = numbers["step"]
     state.best_step = numbers["best_step"]

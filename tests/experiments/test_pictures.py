@@ -51,6 +51,7 @@ def results(tmp_path, monkeypatch):
         curve = [{"kl": kl, "reward": 1 + kl, "rating": 6 - kl} for kl in (0.0, 1.0, 40.0)]
         kinds.append({"kind": f"grpo on {reward}", "curve": curve})
     (folder / "policy.json").write_text(json.dumps(kinds))
+    (folder / "turn.json").write_text(json.dumps(kinds))
     monkeypatch.setitem(sys.modules, MODULE, SimpleNamespace(draw=figures.draw_comparison))
     return folder
 

@@ -61,62 +61,65 @@ def test_four_ways_on_one_reward(runs, capsys):
     assert Path("all/policy.md").read_text() in printed
 
 
-def test_best_validation_point_has_the_highest_validation_rating():
-    command.main(["--method", "grpo", "--lr", "0.001", "--output", "run", *TINY])
-    history = read_jsonl(Path("run/history.jsonl"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run on the truth that was not stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("whole")
+        patch.setenv("MINIRLHF_CACHE", str(folder / "cache"))
+        command.main(["--output", str(folder / "run"), *TINY])
+    return folder / "run"
+
+
+def test_best_validation_point_has_the_highest_validation_rating(whole):
+    history = read_jsonl(whole / "history.jsonl")
     best = max(history, key=lambda row: row["rating"])
-    assert read_json(Path("run/metrics.json"))["best"]["at"] == best["step"]
+    assert read_json(whole / "metrics.json")["best"]["at"] == best["step"]
 
 
-def test_the_truth_is_a_reward():
-    command.main(["--output", "run", *TINY])
-    for row in read_jsonl(Path("run/history.jsonl")):
+def test_the_truth_is_a_reward(whole):
+    for row in read_jsonl(whole / "history.jsonl"):
         assert row["reward"] == pytest.approx(row["rating"])
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(monkeypatch, capsys):
-    command.main(["--output", "whole", *TINY])
+def stop_before(monkeypatch, draw: int, flags: list[str]) -> None:
+    """Run the command, and press Ctrl-C before it draws for the so-manieth time."""
     with monkeypatch.context() as patch:
-        stop_at(patch, loop, "draw", call=4)
+        stop_at(patch, loop, "draw", call=draw)
         with pytest.raises(SystemExit) as stop:
-            command.main(["--output", "stopped", *TINY])
-    assert stop.value.code == 130
+            command.main(flags)
+        assert stop.value.code == 130
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, monkeypatch, capsys):
+    """It is stopped before its second look at the validation questions, and once after it."""
+    stop_before(monkeypatch, 2, ["--output", "stopped", *TINY])
     assert "--resume stopped" in capsys.readouterr().err
+    stop_before(monkeypatch, 4, ["--resume", "stopped"])
     assert not Path("stopped/metrics.json").exists()
-    command.main(["--resume", "stopped"])
 
-    def without_seconds(path: str) -> list[dict]:
-        rows = read_jsonl(Path(path, "history.jsonl"))
-        return [{name: row[name] for name in row if name != "seconds"} for row in rows]
-
-    assert without_seconds("stopped") == without_seconds("whole")
-    one = read_json(Path("whole/metrics.json"))
-    other = read_json(Path("stopped/metrics.json"))
-    assert {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
-def test_a_run_that_is_stopped_before_its_second_look_has_one_first_row(monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at(patch, loop, "draw", call=2)
-        with pytest.raises(SystemExit):
-            command.main(["--output", "stopped", *TINY])
-    command.main(["--resume", "stopped"])
-    assert [row["step"] for row in read_jsonl(Path("stopped/history.jsonl"))] == [0, 2, 4]
-
-
-def test_a_run_whose_start_is_no_longer_there_is_not_resumed(monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        stop_at(patch, loop, "draw", call=4)
-        with pytest.raises(SystemExit):
-            command.main(["--output", "stopped", *TINY])
+    # With another start it could not be compared with where it came from.
     config = read_json(Path("stopped/config.json"))
-    config["arguments"]["start_seed"] = 1
-    Path("stopped/config.json").write_text(json.dumps(config))
-    capsys.readouterr()
+    other = {**config, "arguments": {**config["arguments"], "start_seed": 1}}
+    Path("stopped/config.json").write_text(json.dumps(other))
     with pytest.raises(SystemExit) as stop:
         command.main(["--resume", "stopped"])
     assert stop.value.code == 2
     assert "does not start where it started" in capsys.readouterr().err
+    Path("stopped/config.json").write_text(json.dumps(config))
+
+    command.main(["--resume", "stopped"])
+
+    def without_seconds(folder: Path) -> list[dict]:
+        rows = read_jsonl(folder / "history.jsonl")
+        return [{name: row[name] for name in row if name != "seconds"} for row in rows]
+
+    assert without_seconds(Path("stopped")) == without_seconds(whole)
+    metrics = read_json(whole / "metrics.json")
+    assert {**metrics, "seconds": 0} == {
+        **read_json(Path("stopped/metrics.json")),
+        "seconds": 0,
+    }
 
 
 def test_the_average_of_two_runs_is_a_reward(runs):
