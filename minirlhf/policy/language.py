@@ -1,9 +1,10 @@
 """The language of the toy policy: words, and slots in which numbers are filled in.
 
 A transformer of a few hundred thousand parameters learns to write the bundled answers in a minute,
-but not to calculate or to copy digits: half an hour was not enough for that. Therefore no number is
-a word here. Where a text has a number, the policy writes what the number is, and the renderer fills
-it in. The same is done for the person and the thing that the question is about:
+but not to copy digits or to calculate: after the same training on digits none of its answers was
+right (`minirlhf/experiments/README.md`, entry 9.3). Therefore no number is a word here. Where a
+text has a number, the policy writes what the number is, and the renderer fills it in. The same is
+done for the person and the thing that the question is about:
 
     text     Then 73 - 50 = 23. Emma gets 23 dollars back.
     tokens   Then <number 3> - <result 1> = <result> . <name> gets <result 2> dollars back .
