@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from minirlhf.bundled.arithmetic import FLAWS
@@ -47,9 +48,14 @@ def judged(answers: Answers) -> dict:
 
 def with_intervals(values: dict[str, Tensor], prompts: Sequence[str]) -> dict[str, float]:
     """Each value (P,) as its mean over questions with a 95 % interval: three named numbers."""
+    bounds = dict(BOUNDS)
+    if "rating" in values and "reward" in values:
+        is_truth = torch.equal(values["reward"].double(), values["rating"].double())
+        if is_truth:
+            bounds["reward"] = BOUNDS["rating"]
     numbers = {}
     for name, of_questions in values.items():
-        found = bootstrap(of_questions.cpu().float(), prompts, ends=BOUNDS.get(name))
+        found = bootstrap(of_questions.cpu().float(), prompts, ends=bounds.get(name))
         numbers |= named(name, found)
     return numbers
 

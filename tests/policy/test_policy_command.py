@@ -80,6 +80,8 @@ def test_best_validation_point_has_the_highest_validation_rating(whole):
 def test_the_truth_is_a_reward(whole):
     for row in read_jsonl(whole / "history.jsonl"):
         assert row["reward"] == pytest.approx(row["rating"])
+    end = read_json(whole / "metrics.json")["end"]
+    assert end["reward_low"] == end["rating_low"] < end["rating_high"] == end["reward_high"]
 
 
 def stop_before(monkeypatch, draw: int, flags: list[str]) -> None:
