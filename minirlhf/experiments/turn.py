@@ -112,7 +112,12 @@ def difference(runs: Sequence[PolicyRun], first: Sequence[PolicyRun], point: str
 
 
 def mean_curve(runs: Sequence[PolicyRun]) -> list[dict]:
-    """The history of a kind of run, averaged over its seeds row by row."""
+    """The history of a kind of run, averaged over its seeds row by row.
+
+    Raises ValueError if the runs were not looked at equally often.
+    """
+    if len({len(run.history) for run in runs}) > 1:
+        raise ValueError(f"the runs of {runs[0].kind!r} have histories of different lengths")
     rows = []
     for same_step in zip(*[run.history for run in runs], strict=True):
         row = {}

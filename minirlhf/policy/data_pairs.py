@@ -23,5 +23,6 @@ def draw_pair(problem: Problem, rng: random.Random) -> list[str]:
     two = draw_answer(problem, rng)
     while two.rating == one.rating:
         two = draw_answer(problem, rng)
-    better, worse = (one, two) if one.rating > two.rating else (two, one)
-    return [better.text, worse.text]
+    if one.rating > two.rating:
+        return [one.text, two.text]
+    return [two.text, one.text]

@@ -47,7 +47,9 @@ from functools import cache
 from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import HIGH, LOW, OPERATIONS, SLIPS, Problem
 
-PAD, START, END = "<pad>", "<start>", "<end>"  # START stands between question and answer
+PAD = "<pad>"
+START = "<start>"  # stands between question and answer
+END = "<end>"
 NUMBERS = ("<number 1>", "<number 2>", "<number 3>", "<number 4>")
 MISREAD = ("<misread 1>", "<misread 2>", "<misread 3>", "<misread 4>")
 RESULTS = ("<result 1>", "<result 2>", "<result 3>", "<result 4>")  # a line may come twice

@@ -43,7 +43,9 @@ from minirlhf.runtime.progress import Progress
 # ---- seeds
 
 # The parts of a run that draw answers. Each has seeds of its own, so that no draw is seen twice.
-TRAIN, VALIDATION, TEST = 0, 10**6, 2 * 10**6
+TRAIN = 0
+VALIDATION = 10**6
+TEST = 2 * 10**6
 
 
 def seed_of(settings: PolicySettings, part: int, step: int = 0) -> int:

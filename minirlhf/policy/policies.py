@@ -160,6 +160,7 @@ class Policy:
 
     def continue_all(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """An answer to each prompt, as token ids with the end token, if there is one."""
+        self.check_length(prompts, max_tokens)
         ids, attention = pad_left(prompts, self.writer.pad_id)
         generated = self.worker.generate(
             input_ids=ids.to(self.device),
@@ -174,6 +175,17 @@ class Policy:
             eos_token_id=self.writer.end_ids,
         )
         return [self.up_to_end(row) for row in generated[:, ids.shape[1] :].tolist()]
+
+    def check_length(self, prompts: list[list[int]], max_tokens: int) -> None:
+        """Raise ValueError if the model has no positions for the longest prompt and its answer."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(len(prompt) for prompt in prompts)
+        if positions is not None and longest + max_tokens > positions:
+            raise ValueError(
+                f"a question of {longest:,} tokens and an answer of {max_tokens:,} do not fit into "
+                f"the {positions:,} positions of the policy; lower --max-tokens or leave out long "
+                "questions"
+            )
 
     def up_to_end(self, ids: list[int]) -> list[int]:
         """The ids up to the first end token."""

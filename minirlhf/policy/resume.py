@@ -8,14 +8,13 @@ again or read from the cache; a checksum tells whether it is still the same.
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
 from minirlhf.policy.loop import PolicyState
 from minirlhf.policy.policies import Policy
 from minirlhf.runtime.checkpoint import load_tensors, save_tensors
 from minirlhf.runtime.precision import hand_weights
-from minirlhf.runtime.resume import checksum, starting_with
+from minirlhf.runtime.resume import checksum, moments_of, put_moments_back, starting_with
 
 FORMAT = 2  # of the file; raised when what it holds changes
 
@@ -27,9 +26,7 @@ def save_state(path: Path, policy: Policy, start: Policy, state: PolicyState) ->
         tensors[f"weight/{name}"] = weight
     for name, weight in state.best_weights.items():
         tensors[f"best/{name}"] = weight
-    for number, moments in state.optimizer.state_dict()["state"].items():
-        for name, moment in moments.items():
-            tensors[f"moment/{number}/{name}"] = moment
+    tensors |= moments_of(state.optimizer)
     numbers = {
         "format": FORMAT,
         "step": state.step,
@@ -51,7 +48,9 @@ def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
     if not path.exists():
         return
     try:
-        tensors, numbers = load_tensors(path)
+        saved = load_tensors(path)
+        tensors = saved.tensors
+        numbers = saved.numbers
         if numbers["format"] != FORMAT:
             raise ValueError("it is of another version")
         if numbers["start"] != checksum(dict(policy.worker.named_parameters())):
@@ -70,8 +69,4 @@ def load_state(path: Path, policy: Policy, state: PolicyState) -> None:
     state.best_rating = numbers["best_rating"]
     state.seconds = numbers["seconds"]
     state.best_weights = starting_with("best/", tensors)
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, moment in starting_with("moment/", tensors).items():
-        number, _, of_what = name.partition("/")
-        moments.setdefault(int(number), {})[of_what] = moment
-    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": moments})
+    put_moments_back(state.optimizer, tensors)

@@ -8,7 +8,9 @@ weights are kept in the cache, under a digest of all that they depend on.
 
 import hashlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from minirlhf.bundled import arithmetic
 from minirlhf.bundled.arithmetic import draw_answer
 from minirlhf.policy import language, objectives, policies, questions
 from minirlhf.policy.objectives import sequence_log_probabilities
-from minirlhf.policy.policies import Policy, ToyWriter
+from minirlhf.policy.policies import Draws, Policy, ToyWriter
 from minirlhf.policy.questions import Question, distinct_problems, held_out_problems
 from minirlhf.runtime.checkpoint import whole_folder
 from minirlhf.runtime.device import seed_everything
@@ -101,7 +103,7 @@ def imitate_generator(policy: Policy, seed: int, steps: int) -> None:
         progress.note = f"loss {loss.item():.3f}"
 
 
-def imitation_loss(policy: Policy, draws) -> Tensor:
+def imitation_loss(policy: Policy, draws: Draws) -> Tensor:
     """Negative log-likelihood of B answers, in nats a token of an answer of usual length.
 
     The sum is divided by a constant. A mean over the tokens of a batch would weigh them the more,
@@ -112,7 +114,15 @@ def imitation_loss(policy: Policy, draws) -> Tensor:
     return -of_answers.mean() / USUAL_TOKENS
 
 
-def generated_batches(policy: Policy, seed: int):
+class Example(NamedTuple):
+    """An answer of the generator to imitate."""
+
+    question: Question
+    text: str
+    tokens: int  # its length
+
+
+def generated_batches(policy: Policy, seed: int) -> Iterator[Draws]:
     """Batches of answers that the generator draws, each to a problem of its own, without end.
 
     Answers of similar length share a batch, so that little of it is padding.
@@ -125,12 +135,12 @@ def generated_batches(policy: Policy, seed: int):
         for problem in distinct_problems(rng, count, avoid=held_out):
             text = draw_answer(problem, rng).text
             question = Question(problem.prompt, problem)
-            length = len(policy.writer.answer_ids(question, text))
-            pool.append((length, question, text))
-        pool.sort(key=lambda entry: entry[0])
+            tokens = len(policy.writer.answer_ids(question, text))
+            pool.append(Example(question, text, tokens))
+        pool.sort(key=lambda example: example.tokens)
         starts = range(0, len(pool), ANSWERS_A_STEP)
         batches = [pool[start : start + ANSWERS_A_STEP] for start in starts]
         rng.shuffle(batches)
         for batch in batches:
-            asked = [question for _, question, _ in batch]
-            yield policy.draws_of(asked, [[text] for _, _, text in batch])
+            asked = [example.question for example in batch]
+            yield policy.draws_of(asked, [[example.text] for example in batch])

@@ -51,9 +51,7 @@ def save_state(path: Path, state: TrainingState) -> None:
         tensors[f"best/{name}"] = weight
     for name in ("margins", "rewards"):
         tensors[f"validation/{name}"] = state.validation[name]
-    for number, moments in state.optimizer.state_dict()["state"].items():
-        for name, moment in moments.items():
-            tensors[f"moment/{number}/{name}"] = moment
+    tensors |= moments_of(state.optimizer)
     numbers = {
         "format": FORMAT,
         "epoch": state.epoch,
@@ -98,13 +96,27 @@ def load_state(path: Path, state: TrainingState) -> None:
     state.best_weights = starting_with("best/", tensors)
     state.validation = starting_with("validation/", tensors)
     state.validation["loss"] = numbers["validation_loss"]
+    put_moments_back(state.optimizer, tensors)
+    state.generator.set_state(tensors["order"])
+    torch.set_rng_state(tensors["random"])
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments that AdamW keeps of each weight, as named tensors."""
+    tensors = {}
+    for number, moments in optimizer.state_dict()["state"].items():
+        for name, moment in moments.items():
+            tensors[f"moment/{number}/{name}"] = moment
+    return tensors
+
+
+def put_moments_back(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer the moments that `moments_of` returned; other tensors are ignored."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, moment in starting_with("moment/", tensors).items():
         number, _, of_what = name.partition("/")
         moments.setdefault(int(number), {})[of_what] = moment
-    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": moments})
-    state.generator.set_state(tensors["order"])
-    torch.set_rng_state(tensors["random"])
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def bytes_needed(model: nn.Module) -> int:

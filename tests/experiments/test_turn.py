@@ -55,3 +55,13 @@ def test_a_folder_without_a_finished_run_is_one_sentence(capsys):
             turn.main([name])
         assert stop.value.code == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_runs_that_were_looked_at_at_other_steps_are_one_sentence(capsys):
+    folders = [write_run("a0", 0, (6, 7, 3)), write_run("a1", 1, (6, 8, 2))]
+    with open("a1/history.jsonl", "a") as file:
+        file.write(json.dumps({"kl": 5.0, "reward": 2.0, "rating": 2.0}) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        turn.main(folders)
+    assert stop.value.code == 2
+    assert "histories of different lengths" in capsys.readouterr().err

@@ -155,3 +155,9 @@ def test_a_models_own_way_of_sampling_is_not_used_and_not_lost(tmp_path):
     loaded.save(tmp_path / "again")
     kept = GenerationConfig.from_pretrained(tmp_path / "again")
     assert kept.min_p == 0.9 and kept.suppress_tokens == [5, 6, 7]
+
+
+def test_a_question_that_does_not_fit_is_one_sentence():
+    with pytest.raises(ValueError, match="do not fit into the 256 positions"):
+        tiny_policy().continue_all([[20] * 250], max_tokens=7)
+    assert len(tiny_policy().continue_all([[20] * 250], max_tokens=6)) == 1
