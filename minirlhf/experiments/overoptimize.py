@@ -37,11 +37,10 @@ beside those of all that were drawn, counted in the same way, and the run's rewa
 takes three minutes on one CPU core that multiplies bfloat16 natively, and longer on another. Fewer
 `--prompts` take less time and make wider intervals.
 
-What to copy: `expected_best`. A policy that is trained on the reward can write answers that are
-never drawn here: that is the chapter `minirlhf/policy/`.
+A policy that is trained on the reward can write answers that are never drawn here: that is the
+chapter `minirlhf/policy/`, from which the mathematics of best-of-n is taken (`expected_best`).
 """
 
-import math
 import random
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -57,6 +56,7 @@ from minirlhf import model as models
 from minirlhf.bundled.arithmetic import FLAWS, draw_answer, generate, make_problem
 from minirlhf.commands.unseen import prompts_seen
 from minirlhf.metrics import bootstrap, credit, named
+from minirlhf.policy.best_of_n import expected_best, kl_bound, sizes
 from minirlhf.report import figures
 from minirlhf.report.tables import interval, table
 from minirlhf.runtime import checkpoint
@@ -252,29 +252,6 @@ def judge(
 
 
 # ---- Best-of-n
-def kl_bound(n: int) -> float:
-    """Upper bound of the KL divergence of best-of-n from single draws, in nats."""
-    return math.log(n) - (n - 1) / n
-
-
-def expected_best(proxy: Tensor, values: Tensor, n: int) -> Tensor:
-    """What the answer with the highest proxy of n is worth: (P, M), (P, M) -> (P,) float64.
-
-    This is the exact mean of `values` over all ways to choose n of the M draws, not a simulation.
-    The draw of rank i is the best of n in C(i - 1, n - 1) of the C(M, n) ways. So all M draws serve
-    every n, and the estimate has no bias (as in Nakano et al. 2021,
-    https://arxiv.org/abs/2112.09332). Of equal proxies the later draw is taken, which is as good as
-    any.
-    """
-    draws = proxy.shape[1]
-    ways = math.comb(draws, n)
-    # Integers of any size: these binomials may exceed every float, their quotient does not.
-    weights = [math.comb(lower, n - 1) / ways for lower in range(draws)]
-    order = proxy.argsort(dim=1, stable=True)  # (P, M) from the lowest proxy to the highest
-    ordered = values.double().gather(1, order)  # (P, M)
-    return ordered @ torch.tensor(weights, dtype=torch.float64)
-
-
 def standardize(proxy: Tensor) -> Tensor:
     """Rewards (P, M) less the mean of their prompt, in standard deviations within a prompt.
 
@@ -331,16 +308,6 @@ def curves(proxies: dict[str, Tensor], true: Tensor) -> Curves:
         fall = ratings[name, draws] - ratings[name, peak]
         falls[name] = {"from": peak, **mean_over_prompts("fall", fall)}
     return Curves(table_rows, falls)
-
-
-def sizes(draws: int) -> list[int]:
-    """The powers of two below `draws`, and `draws` itself."""
-    found = []
-    n = 1
-    while n < draws:
-        found.append(n)
-        n *= 2
-    return [*found, draws]
 
 
 def mean_over_prompts(name: str, values: Tensor) -> dict[str, float]:

@@ -1,18 +1,18 @@
 """Best-of-n of the policy at its start: what a reward is worth without any training.
 
 For every n up to the number of draws, the answer with the highest reward of n is taken. The curve
-is exact for the draws that there are (`overoptimize.expected_best`). Its distance from the start is
+is exact for the draws that there are (`expected_best`). Its distance from the start is
 log n - (n - 1)/n nats. This is an upper bound of the divergence, and close to it while the n draws
 are nearly always different (Beirami et al. 2024, arXiv:2401.01879).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from minirlhf.experiments.overoptimize import expected_best, kl_bound, sizes
 from minirlhf.policy.loop import Answers, answer_rows, seed_of
 from minirlhf.policy.methods import best_of_n
 from minirlhf.policy.policies import Draws, Policy
@@ -75,3 +75,39 @@ def best_answers(draws: Draws) -> Answers:
         grades = [of_question[0] for of_question in grades_of(best.questions, best.texts)]
     distance = torch.full((len(best.questions),), kl_bound(draws.group))
     return Answers(best, draws.rewards.amax(dim=1), distance, grades)
+
+
+# ---- what the best of n is worth, exactly
+
+
+def expected_best(rewards: Tensor, values: Tensor, n: int) -> Tensor:
+    """What the answer with the highest reward of n is worth: (P, M), (P, M) -> (P,) float64.
+
+    This is the exact mean of `values` over all ways to choose n of the M draws, not a simulation.
+    The draw of rank i is the best of n in C(i - 1, n - 1) of the C(M, n) ways. So all M draws serve
+    every n, and the estimate has no bias (as in Nakano et al. 2021,
+    https://arxiv.org/abs/2112.09332). Of equal rewards the later draw is taken, which is as good as
+    any.
+    """
+    draws = rewards.shape[1]
+    ways = math.comb(draws, n)
+    # Integers of any size: these binomials may exceed every float, their quotient does not.
+    weights = [math.comb(lower, n - 1) / ways for lower in range(draws)]
+    order = rewards.argsort(dim=1, stable=True)  # (P, M) from the lowest to the highest
+    ordered = values.double().gather(1, order)  # (P, M)
+    return ordered @ torch.tensor(weights, dtype=torch.float64)
+
+
+def kl_bound(n: int) -> float:
+    """Upper bound of the KL divergence of best-of-n from single draws, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def sizes(draws: int) -> list[int]:
+    """The powers of two below `draws`, and `draws` itself."""
+    found = []
+    n = 1
+    while n < draws:
+        found.append(n)
+        n *= 2
+    return [*found, draws]
