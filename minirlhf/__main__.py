@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "overoptimize": "choose the best of n by reward, and watch what it is really worth",
     "turn": "how far a policy rises on a reward before it turns, over several runs",
     "coverage": "how often the 95 % intervals hold the truth, by simulation",
+    "peers": "train with TRL and sentence-transformers on the same pairs, and compare results",
     "benchmark": "speed, memory and start-up on this machine, beside other libraries",
     "pictures": "draw the pictures of the README from committed results",
 }
