@@ -1,19 +1,25 @@
 """How each library trains a reward model: minirlhf, TRL's RewardTrainer, and a CrossEncoder.
 
-All get the same encoder, the same pairs and the same number of epochs. Each comes in two ways:
+All get the same encoder, pairs and number of epochs. Each comes in two ways:
 
-as documented   what the library's own example does, with its defaults: ours too. TRL's defaults
-                are batches of 8 at 1e-4, the CrossEncoder's batches of 8 at 5e-5 with dropout
-tuned           the whole encoder on at most `max_length` tokens, 16 pairs a batch, no dropout, a
-                learning rate that rises for a tenth of the steps and then falls, and whose peak was
-                chosen on validation pairs
+as documented   what the library's own example does, with its defaults. TRL's are batches of 8 at
+                1e-4, in bfloat16, with recomputed activations and no dropout. The CrossEncoder's
+                are batches of 8 at 5e-5, in float32, with dropout
+tuned           all layers, at most `max_length` tokens, as many pairs a batch as `train.py` has, no
+                dropout, and a learning rate that rises to `lr` for a tenth of the steps and then
+                falls to 0
 
-A ranking loss over the two responses of a pair is the Bradley-Terry loss: RankNet (Burges et al.
-2005, section 3) is -log sigmoid(r_chosen - r_rejected), here with a logarithm of base 2. So all of
-them minimise the same number, and differ in how a text is read, how the encoder's states become a
-reward, and in the training.
+Some things stay different. Ours keeps its epoch with the lowest validation loss, and the others
+keep their last. Ours leaves the word embeddings as they are. It puts the pairs of one prompt into
+one batch, while TRL (tuned) batches by length, and the CrossEncoder at random. The CrossEncoder
+reads question and answer as two texts, of which the tokenizer cuts the longer one.
 
-Each function here returns the way to score texts with what was trained. Read next: `peers.py`.
+All of them minimise the Bradley-Terry loss. RankNet (Burges et al. 2005, section 3) on a list of
+two responses is -log sigmoid(r_chosen - r_rejected). sentence-transformers takes the logarithm of
+base 2, which makes the loss 1.44 times as large.
+
+Each way is called with the work and a folder for its files, and returns a function that scores
+texts with what was trained. Read next: `peers.py`.
 """
 
 import runpy
@@ -34,8 +40,8 @@ from minirlhf.runtime.files import load_rows
 from minirlhf.settings import Settings, to_flags
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-WEIGHT_DECAY = 0.01  # of the tuned ways, as ours
-TEXTS_AT_ONCE = 16  # when a peer scores, in batches of like length
+TEXTS_AT_ONCE = 16  # when another library's model scores, in batches of like length
+FLOAT32 = {"dtype": torch.float32, "use_safetensors": True}  # of the weights that are loaded
 
 # The rewards of N texts: (N prompts, N responses) -> N numbers.
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -44,9 +50,12 @@ Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 class Work(NamedTuple):
     """What every library gets."""
 
-    settings: Settings  # data, fold, encoder, longest text, epochs and seed
+    settings: (
+        Settings  # data, fold, encoder and epochs; of the tuned ways also `lr` and batch size
+    )
     machine: Device
-    path: str  # the folder of the encoder
+    data: str  # checksum of all pairs
+    encoder: str  # its folder or hub id
     train: list[PreferencePair]
     validation: list[PreferencePair]
     test: list[PreferencePair]
@@ -55,31 +64,38 @@ class Work(NamedTuple):
 def prepare(settings: Settings) -> Work:
     """The pairs of a fold, just as `train.py` trains on them and tests on them.
 
-    Raises ValueError for data or a model that cannot be had.
+    Raises ValueError for data or an encoder that cannot be had, or that cannot read `max_length`
+    tokens.
     """
-    seed_everything(settings.seed)
     if settings.dataset == "arithmetic":
         rows = arithmetic.generate(settings.limit or arithmetic.PAIRS)
     else:
         rows = load_rows(settings.dataset)
-    pairs, _ = data.build_pairs(rows, settings.limit)
+    pairs, counts = data.build_pairs(rows, settings.limit)
     parts = data.split_usable(pairs, settings.fold)
 
-    # Pairs that became identical when they were cut are left out, for everybody.
-    path = encoders.resolve(settings.model).path
-    tokenizer = tokenizer_of(path)
+    # Pairs whose sides become the same tokens when they are cut are left out, for everybody.
+    encoder, tokenizer = encoders.load_auto(settings.model)
+    models.check_length(settings.max_length, encoder, tokenizer, settings.model)
     texts = data.number_texts(pairs)
     encoded = tokens.encode(texts.prompts, texts.responses, tokenizer, settings.max_length)
     parts = models.drop_identical_pairs(parts, texts, encoded.token_rows)
-    machine = pick_device(settings.device)
-    return Work(settings, machine, path, parts.train, parts.validation, parts.test)
+    return Work(
+        settings=settings,
+        machine=pick_device(settings.device),
+        data=counts["sha256"],
+        encoder=encoders.resolve(settings.model).path,
+        train=parts.train,
+        validation=parts.validation,
+        test=parts.test,
+    )
 
 
-def tokenizer_of(path: str):
-    """The tokenizer of a model folder."""
+def tokenizer_of(work: Work):
+    """The encoder's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(work.encoder, trust_remote_code=False)
 
 
 # ---- ours
@@ -87,23 +103,23 @@ def tokenizer_of(path: str):
 
 def ours(work: Work, folder: Path) -> Scorer:
     """`python train.py` with its defaults, which use two thirds of the encoder's layers."""
-    return train_py(work, folder, {})
+    return train_py(work, folder)
 
 
-def ours_tuned(work: Work, folder: Path, rate: float) -> Scorer:
+def ours_tuned(work: Work, folder: Path) -> Scorer:
     """The same with all layers and another learning rate."""
-    return train_py(work, folder, {"depth": 1.0, "lr": rate})
+    return train_py(work, folder, depth=1.0, lr=work.settings.lr)
 
 
-def train_py(work: Work, folder: Path, more: dict) -> Scorer:
-    """Run `train.py` in this process, with these settings more than those for everybody."""
+def train_py(work: Work, folder: Path, **more: float) -> Scorer:
+    """Run `train.py` in this process. more: settings beside those that all ways share."""
     from minirlhf import score
 
     names = ("dataset", "limit", "fold", "model", "max_length", "epochs", "seed", "device")
     typed = {name: getattr(work.settings, name) for name in names}
     typed = {name: value for name, value in typed.items() if value is not None}
     typed |= more
-    typed |= {"output": str(folder / "run"), "overwrite": True, "tracking_uri": "none"}
+    typed |= {"output": str(folder / "run"), "tracking_uri": "none"}
     runpy.run_path(str(TRAIN))["main"](to_flags(typed))
     return score.load(folder / "run", work.settings.device).score_texts
 
@@ -114,24 +130,25 @@ def train_py(work: Work, folder: Path, more: dict) -> Scorer:
 def trl(work: Work, folder: Path) -> Scorer:
     """TRL's RewardTrainer as its documentation shows it: text in, defaults for the rest.
 
-    The columns are those of its "standard" format: prompt, chosen and rejected, which TRL joins.
-    Three defaults cannot stay. Texts may be as long as the encoder can read, not 1,024 tokens; TRL
-    leaves out pairs that are longer. A tokenizer of an encoder has no token for the end of a text,
-    which TRL appends; the one that separates two texts takes its place. And an encoder that cannot
-    recompute its activations, such as MPNet, keeps them.
+    The columns are those of its "standard" format; TRL puts the prompt before each response. Three
+    defaults are changed. `max_length` is what the encoder can read, since TRL leaves out training
+    pairs that are longer. TRL ends each text with the tokenizer's end-of-text token; an encoder's
+    often has none, and then its separator is used. Activations are not recomputed where the encoder
+    cannot do so, such as MPNet.
     """
     from datasets import Dataset
 
-    tokenizer = tokenizer_of(work.path)
-    model = sequence_classifier(work.path)
+    tokenizer = tokenizer_of(work)
+    model = sequence_classifier(work)
     longest = encoders.longest_text(model, tokenizer)
-    rows = [
-        {"prompt": trl_prompt(pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}
-        for pair in work.train
-    ]
+    end = tokenizer.eos_token or tokenizer.sep_token
+    rows = []
+    for pair in work.train:
+        prompt = f"{pair.prompt}\n\n"
+        rows.append({"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected})
     options = {
         "max_length": longest,
-        "eos_token": end_of_text(tokenizer),
+        "eos_token": end,
         "gradient_checkpointing": model.supports_gradient_checkpointing,
     }
     train_with_trl(work, folder, model, tokenizer, Dataset.from_list(rows), options)
@@ -139,29 +156,19 @@ def trl(work: Work, folder: Path) -> Scorer:
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         texts = []
         for prompt, response in zip(prompts, responses, strict=True):
-            texts.append(trl_prompt(prompt) + response + end_of_text(tokenizer))
+            texts.append(f"{prompt}\n\n{response}{end}")
         token_rows = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
         return rewards_of(model, token_rows, tokenizer)
 
     return score
 
 
-def trl_prompt(prompt: str) -> str:
-    """A prompt that an answer can be appended to, as one would write it for TRL."""
-    return f"{prompt}\n\n"
-
-
-def end_of_text(tokenizer) -> str:
-    """The token that TRL is to put behind each text."""
-    return tokenizer.eos_token or tokenizer.sep_token
-
-
-def trl_tuned(work: Work, folder: Path, rate: float) -> Scorer:
-    """TRL's RewardTrainer on our token ids, with our batches and schedule, at its own best rate."""
+def trl_tuned(work: Work, folder: Path) -> Scorer:
+    """TRL's RewardTrainer on our token ids, with batches and a schedule like ours."""
     from datasets import Dataset
 
-    tokenizer = tokenizer_of(work.path)
-    model = sequence_classifier(work.path)
+    tokenizer = tokenizer_of(work)
+    model = sequence_classifier(work)
     longest = work.settings.max_length
 
     def ids_of(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
@@ -173,7 +180,7 @@ def trl_tuned(work: Work, folder: Path, rate: float) -> Scorer:
     rejected = ids_of(prompts, [pair.rejected for pair in work.train])
     longer = [max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True)]
     columns = {"chosen_ids": chosen, "rejected_ids": rejected, "length": longer}
-    options = tuned_arguments(work, rate) | {
+    options = tuned_arguments(work) | {
         "max_length": longest,
         "gradient_checkpointing": False,
         # This reads the column `length`, which must therefore not be removed as unused.
@@ -188,20 +195,23 @@ def trl_tuned(work: Work, folder: Path, rate: float) -> Scorer:
     return score
 
 
-def sequence_classifier(path: str) -> nn.Module:
+def sequence_classifier(work: Work) -> nn.Module:
     """The encoder with transformers' own head for one number, in float32."""
     from transformers import AutoModelForSequenceClassification
 
-    seed_everything(0)  # the head is drawn at random
+    seed_everything(work.settings.seed)  # the head is drawn at random
     return AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32, trust_remote_code=False
+        work.encoder, num_labels=1, trust_remote_code=False, **FLOAT32
     )
 
 
 def train_with_trl(
     work: Work, folder: Path, model: nn.Module, tokenizer, rows, options: dict
 ) -> None:
-    """Train a model with TRL's RewardTrainer, which logs and saves nothing."""
+    """Train a model with TRL's RewardTrainer, which saves nothing.
+
+    Its losses are printed, and so is how many pairs it left out.
+    """
     from trl import RewardConfig, RewardTrainer
 
     config = RewardConfig(str(folder), **arguments_of_trainer(work), **options)
@@ -231,29 +241,34 @@ def rewards_of(model: nn.Module, token_rows: Sequence, tokenizer) -> list[float]
 
 def cross_encoder(work: Work, folder: Path) -> Scorer:
     """A CrossEncoder as the documentation of its ranking loss shows it: defaults for the rest."""
-    model = new_cross_encoder(work, {}, max_length=None)
-    return train_cross_encoder(work, folder, model, {})
+    return train_cross_encoder(work, folder, new_cross_encoder(work), {})
 
 
-def cross_encoder_tuned(work: Work, folder: Path, rate: float) -> Scorer:
-    """A CrossEncoder with our batches, schedule and longest text, at its own best rate."""
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model = new_cross_encoder(work, no_dropout, work.settings.max_length)
-    return train_cross_encoder(work, folder, model, tuned_arguments(work, rate))
+def cross_encoder_tuned(work: Work, folder: Path) -> Scorer:
+    """A CrossEncoder without dropout, with batches and a schedule like ours.
+
+    Of a text that is too long it loses the beginning, as ours does, and not the end.
+    """
+    model = new_cross_encoder(work, max_length=work.settings.max_length)
+    model.tokenizer.truncation_side = "left"
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return train_cross_encoder(work, folder, model, tuned_arguments(work))
 
 
-def new_cross_encoder(work: Work, config: dict, max_length: int | None):
+def new_cross_encoder(work: Work, max_length: int | None = None):
     """A CrossEncoder around the encoder, with a new head for one number."""
     from sentence_transformers import CrossEncoder
 
-    seed_everything(work.settings.seed)
+    seed_everything(work.settings.seed)  # the head is drawn at random
     return CrossEncoder(
-        work.path,
+        work.encoder,
         num_labels=1,
         max_length=max_length,
-        config_kwargs=config,
         device=str(work.machine.device),
         trust_remote_code=False,
+        model_kwargs=FLOAT32,
     )
 
 
@@ -280,7 +295,7 @@ def train_cross_encoder(work: Work, folder: Path, model, options: dict) -> Score
     trainer.train()
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        # Without a sigmoid, which makes equal rewards of large ones.
+        # The default sigmoid would turn all large rewards into 1.
         found = model.predict(
             list(zip(prompts, responses, strict=True)),
             activation_fn=nn.Identity(),
@@ -307,13 +322,13 @@ def arguments_of_trainer(work: Work) -> dict:
     }
 
 
-def tuned_arguments(work: Work, rate: float) -> dict:
-    """What both trainers are told when they are tuned: what `train.py` does by default."""
+def tuned_arguments(work: Work) -> dict:
+    """What both trainers are told when they are tuned: what `train.py` does."""
     return {
         "per_device_train_batch_size": work.settings.batch_size,
-        "learning_rate": rate,
-        "weight_decay": WEIGHT_DECAY,
-        "warmup_steps": 0.1,  # below 1 it is a share of all steps
+        "learning_rate": work.settings.lr,
+        "weight_decay": work.settings.weight_decay,
+        "warmup_steps": work.settings.warmup,  # below 1 it is a share of all steps
         "bf16": work.machine.dtype == torch.bfloat16,
     }
 
@@ -324,11 +339,10 @@ TUNED = {
     "trl-tuned": trl_tuned,
     "cross-encoder-tuned": cross_encoder_tuned,
 }
+WAYS = AS_DOCUMENTED | TUNED
 
 
-def train(name: str, work: Work, rate: float) -> Scorer:
-    """Train in the way of that name; rate: the learning rate of the tuned ways."""
+def train(name: str, work: Work) -> Scorer:
+    """Train in the way of that name."""
     with tempfile.TemporaryDirectory() as folder:
-        if name in TUNED:
-            return TUNED[name](work, Path(folder), rate)
-        return AS_DOCUMENTED[name](work, Path(folder))
+        return WAYS[name](work, Path(folder))

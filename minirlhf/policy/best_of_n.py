@@ -1,9 +1,9 @@
 """Best-of-n of the policy at its start: what a reward is worth without any training.
 
-For every n up to the number of draws, the answer with the highest reward of n is taken. The curve
-is exact for the draws that there are (`expected_best`). Its distance from the start is
-log n - (n - 1)/n nats. This is an upper bound of the divergence, and close to it while the n draws
-are nearly always different (Beirami et al. 2024, arXiv:2401.01879).
+Of n answers the one with the highest reward is taken, for n = 1, 2, 4 ... and all draws. The curve
+is exact for the draws that there are (`expected_best`). Its divergence from the start is at most
+log n - (n - 1)/n nats, and close to that while the n draws are nearly always different (Beirami et
+al. 2024, arXiv:2401.01879).
 """
 
 import math
@@ -60,8 +60,8 @@ def curve(draws: Draws) -> list[dict]:
 
 
 def distinct(draws: Draws, n: int) -> float:
-    """The share of different answers, as tokens, among the best of n of each question."""
-    rewards: Tensor = draws.rewards[:, :n]
+    """The share of different answers, as tokens, among the best of each question's first n."""
+    rewards = draws.rewards[:, :n]
     picked = draws.one_of_each(rewards.argmax(dim=1))
     rows = answer_rows(picked)
     return len(set(rows)) / len(rows)
@@ -83,11 +83,11 @@ def best_answers(draws: Draws) -> Answers:
 def expected_best(rewards: Tensor, values: Tensor, n: int) -> Tensor:
     """What the answer with the highest reward of n is worth: (P, M), (P, M) -> (P,) float64.
 
-    This is the exact mean of `values` over all ways to choose n of the M draws, not a simulation.
-    The draw of rank i is the best of n in C(i - 1, n - 1) of the C(M, n) ways. So all M draws serve
-    every n, and the estimate has no bias (as in Nakano et al. 2021,
-    https://arxiv.org/abs/2112.09332). Of equal rewards the later draw is taken, which is as good as
-    any.
+    This is the exact mean of `values` over all ways to choose n of the M draws, not a simulation;
+    n is from 1 to M. The draw of rank i, counted from the lowest reward, is the best of n in
+    C(i - 1, n - 1) of the C(M, n) ways. So all M draws serve every n, and the estimate has no bias
+    (as in Nakano et al. 2021, https://arxiv.org/abs/2112.09332). Of equal rewards the later draw is
+    taken, which is as good as any.
     """
     draws = rewards.shape[1]
     ways = math.comb(draws, n)

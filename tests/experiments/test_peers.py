@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import train
 from minirlhf.experiments import peers, peers_training
 from minirlhf.losses import bradley_terry_loss
 from minirlhf.runtime.checkpoint import read_jsonl
+from minirlhf.settings import FINETUNE
 
+IN_CHILD = peers.in_child  # as it is: the tests run everything in this process
 SMALL = ["--limit", "120", "--epochs", "1", "--max-length", "96", "--device", "cpu"]
 
 
@@ -45,16 +48,14 @@ def made_up_ways(monkeypatch):
     calls = []
 
     def counted(name, way):
-        def train_it(*args):
-            calls.append((name, *args[2:]))
-            return way(*args[:2])
+        def train_it(work, folder):
+            calls.append((name, work.settings.lr))
+            return way(work, folder)
 
         return train_it
 
-    documented = {"ours": counted("ours", knows_all), "trl": counted("trl", knows_nothing)}
-    monkeypatch.setattr(peers_training, "AS_DOCUMENTED", documented)
-    tuned = {"ours-tuned": counted("ours-tuned", knows_nothing)}
-    monkeypatch.setattr(peers_training, "TUNED", tuned)
+    for name, way in (("ours", knows_all), ("trl", knows_nothing), ("ours-tuned", knows_all)):
+        monkeypatch.setitem(peers_training.WAYS, name, counted(name, way))
     monkeypatch.setattr(peers, "version_of", lambda package: "1.0")
     return calls
 
@@ -82,21 +83,29 @@ def test_ours_is_train_py(tiny_encoder, capsys):
 def test_differences_are_pair_by_pair_to_the_first(made_up_ways, tiny_encoder, capsys):
     first, second = run("--only", "ours,trl", "--folds", "2", "--model", tiny_encoder)
     assert first["accuracy"] == 1.0 and second["accuracy"] == 0.5
-    assert second["minus_better_accuracy"] == -0.5
-    assert second["minus_better_fold_mean"] == -0.5
-    assert "minus_better_accuracy" not in first
-    assert first["validation_loss"] < second["validation_loss"]
-    assert second["validation_loss"] == pytest.approx(math.log(2))
+    assert second["minus_first_accuracy"] == -0.5
+    assert second["minus_first_fold_mean"] == -0.5
+    assert "minus_first_accuracy" not in first
+    assert first["calibrated_loss"] < second["calibrated_loss"]
+    assert second["calibrated_loss"] == pytest.approx(math.log(2))
     assert Path("found/peers.md").read_text() in capsys.readouterr().out
 
 
 def test_a_finished_run_is_kept_and_each_rate_has_its_own(made_up_ways, tiny_encoder, capsys):
-    flags = ("--only", "ours,ours-tuned", "--model", tiny_encoder)
-    run(*flags, "--lr", "3e-5")
-    run(*flags, "--lr", "3e-5")
-    assert made_up_ways == [("ours",), ("ours-tuned", 3e-5)]
-    run(*flags, "--lr", "1e-4")
+    flags = ("--model", tiny_encoder)
+    run("--only", "ours,ours-tuned@3e-5", *flags)
+    run("--only", "ours,ours-tuned@3e-5", *flags)
+    assert made_up_ways == [("ours", 1e-4), ("ours-tuned", 3e-5)]
+    rows = run("--only", "ours-tuned@3e-5,ours-tuned", *flags)
     assert made_up_ways[2:] == [("ours-tuned", 1e-4)]
+    assert [row["name"] for row in rows] == ["ours-tuned@3e-05", "ours-tuned@0.0001"]
+
+
+def refused(*flags: str) -> None:
+    """Run the command with flags that it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        peers.main([*SMALL, *flags])
+    assert stop.value.code == 2
 
 
 def test_a_failure_of_a_library_is_one_sentence(
@@ -105,39 +114,66 @@ def test_a_failure_of_a_library_is_one_sentence(
     def broken(work, folder):
         raise RuntimeError("no such\nargument")
 
-    monkeypatch.setitem(peers_training.AS_DOCUMENTED, "trl", broken)
-    with pytest.raises(SystemExit) as stop:
-        run("--only", "trl", "--model", tiny_encoder)
-    assert stop.value.code == 2
+    monkeypatch.setitem(peers_training.WAYS, "trl", broken)
+    refused("--only", "trl", "--model", tiny_encoder)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "trl failed on fold 0 (RuntimeError: no such argument)" in error
 
 
-def test_other_settings_need_another_folder(made_up_ways, tiny_encoder, capsys):
-    run("--only", "ours", "--model", tiny_encoder)
-    with pytest.raises(SystemExit) as stop:
-        run("--only", "ours", "--model", tiny_encoder, "--epochs", "2")
-    assert stop.value.code == 2
-    assert "give another --output" in capsys.readouterr().err
+def test_a_failure_of_train_py_is_one_sentence(monkeypatch, tiny_encoder, capsys):
+    monkeypatch.setattr("minirlhf.loops.clip_grad_norm_", lambda *_: torch.tensor(math.nan))
+    refused("--only", "ours", "--model", tiny_encoder)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "ours failed on fold 0" in error
+
+
+def test_a_process_that_fails_says_so_in_the_parent(tiny_encoder):
+    settings = replace(FINETUNE, dataset="no.jsonl", model=tiny_encoder)
+    with pytest.raises(ValueError, match="no.jsonl"):
+        IN_CHILD("ours", settings, Path("ours-0"))
+
+
+def test_other_settings_and_other_data_need_another_folder(
+    made_up_ways, tiny_encoder, pairs_file, capsys
+):
+    flags = ("--only", "ours", "--model", tiny_encoder, "--dataset", pairs_file)
+    run(*flags)
+    refused(*flags, "--epochs", "2", "--output", "found")
+    assert "other settings; give another --output" in capsys.readouterr().err
+
+    file = Path(pairs_file)
+    file.write_text(file.read_text().replace("Answer", "Result"))
+    refused(*flags, "--folds", "2", "--output", "found")
+    assert "the data changed" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(made_up_ways, tiny_encoder, capsys):
+    Path("run").mkdir()
+    Path("run/config.json").write_text('{"arguments": {}}')
+    refused("--only", "ours", "--model", tiny_encoder, "--output", "run")
+    assert "holds something else" in capsys.readouterr().err
+    assert Path("run/config.json").read_text() == '{"arguments": {}}'
 
 
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--only", "openrlhf"], "there is ours"),
+        (["--only", "openrlhf"], "--only openrlhf: there is ours"),
+        (["--only", "ours@1e-4"], "--only ours@1e-4"),
+        (["--only", "ours-tuned@fast"], "fast is no learning rate"),
+        (["--only", "ours-tuned@nan"], "nan is no learning rate"),
         (["--only", "trl"], 'trl needs trl: pip install "minirlhf[bench]"'),
-        (["--only", "ours", "--epochs", "0"], "--epochs must be at least 1"),
-        (["--only", "ours", "--limit", "0"], "--limit must be at least 1"),
-        (["--only", "ours", "--lr", "nan"], "--lr"),
+        (["--only", "ours", "--epochs", "0"], "0 is not between 1 and"),
+        (["--only", "ours", "--limit", "0"], "0 is not between 1 and"),
+        (["--only", "ours", "--fold", "1"], "unrecognized arguments: --fold 1"),
         (["--only", "ours", "--dataset", "no.jsonl"], "no.jsonl"),
+        (["--only", "ours", "--max-length", "1000000"], "more than"),
     ],
 )
-def test_bad_input_is_one_sentence(flags, sentence, monkeypatch, capsys):
+def test_bad_input_is_one_sentence(flags, sentence, monkeypatch, tiny_encoder, capsys):
     monkeypatch.setattr(peers, "version_of", {"torch": "2.13"}.get)
-    with pytest.raises(SystemExit) as stop:
-        peers.main([*SMALL, *flags])
-    assert stop.value.code == 2
+    refused("--model", tiny_encoder, *flags)
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
 
@@ -169,7 +205,8 @@ def test_the_other_libraries_learn_what_is_easy(name, tiny_encoder, tmp_path):
         rows.append({"prompt": f"Is {i} a number?", "chosen": "yes", "rejected": "no no no"})
     file = tmp_path / "easy.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--dataset", str(file), "--epochs", "4", "--lr", "1e-3", "--model", tiny_encoder]
-    (row,) = run("--only", name, *flags)
+    rate = "@1e-3" if name.endswith("tuned") else ""
+    flags = ["--dataset", str(file), "--epochs", "4", "--model", tiny_encoder]
+    (row,) = run("--only", name + rate, *flags)
     assert row["accuracy"] == 1.0
     assert row["validation_accuracy"] == 1.0
