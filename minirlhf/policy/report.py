@@ -176,25 +176,28 @@ def draw_curves(
     """Reward and true rating against the square root of the KL divergence, a line for each method.
 
     curves: by method, points with `kl` and the numbers that are shown.
-    shown: the numbers, a panel each; those that the first point lacks are left out.
+    shown: the numbers, a panel each. A panel leaves out the methods that lack its number, as a
+        classification has no reward of a single answer.
 
     This is how Gao et al. 2022 draw it. Look for where a line of the right panel turns while its
     line of the left panel goes on rising: from there on the policy learns what the reward model is
     wrong about. The gray line is the rating at the start. What is further than `FURTHEST` from the
     start is cut off.
     """
-    first = next(iter(curves.values()))[0]
-    shown = [name for name in shown if name in first]
+    starts = [points[0] for points in curves.values()]
+    shown = [name for name in shown if any(name in start for start in starts)]
     labels = [PANELS[name] for name in shown]
     with figures.picture(
         path, title, "square root of KL (nats)", *labels, height=3.6
     ) as panels:
         for axes, name in zip(panels, shown, strict=True):
             for number, (method, points) in enumerate(curves.items()):
+                if name not in points[0]:
+                    continue
                 color, marker = STYLES.get(method, ALL_STYLES[number % len(ALL_STYLES)])
                 x = [math.sqrt(max(point["kl"], 0.0)) for point in points]
                 y = [point[name] for point in points]
                 axes.plot(x, y, "-", color=color, marker=marker, markersize=3, label=method)
             if name == "rating":
-                axes.axhline(first[name], color="0.6", linewidth=0.8, zorder=0)
+                axes.axhline(starts[0][name], color="0.6", linewidth=0.8, zorder=0)
             axes.set_xlim(right=min(axes.get_xlim()[1], FURTHEST))

@@ -65,3 +65,17 @@ def test_runs_that_were_looked_at_at_other_steps_are_one_sentence(capsys):
         turn.main(folders)
     assert stop.value.code == 2
     assert "histories of different lengths" in capsys.readouterr().err
+
+
+def test_a_classification_has_no_reward_and_is_drawn_by_its_rating(capsys):
+    folders = [
+        write_run("a0", 0, (6, 7, 3)),
+        write_run("b0", 0, (6, 8, 2), reward=["runs/pair"]),
+    ]
+    for name in ("metrics.json", "history.jsonl"):
+        file = Path("b0", name)
+        file.write_text(file.read_text().replace('"reward"', '"not_reward"'))
+    turn.main([*folders, "--output", "found"])
+    text = capsys.readouterr().out
+    assert "| grpo on pair | end, 10 | – | 2.00 |" in text
+    assert Path("found/turn.png").stat().st_size > 1000
