@@ -16,22 +16,26 @@ cross-encoder        sentence-transformers' CrossEncoder with RankNetLoss, as do
 cross-encoder-tuned  the same without dropout, with batches and a schedule like ours
 
 A tuned way learns at the rate behind its name (`trl-tuned@5e-5`), or at train.py's default. Try
-several rates, choose by the validation numbers in the table, and not by the test accuracy. The
-validation loss is the calibrated one (`loops.py`).
+several rates on one fold, and choose by the validation numbers in the table, not by the test
+accuracy. The validation loss is the calibrated one (`loops.py`). Keep in mind that many trials on
+the bundled pairs led to our defaults, and none to the others'.
 
 The seconds are those of one fold, after the pairs were read: importing the library, loading the
 encoder, tokenising, training, and scoring validation and test pairs. For ours they contain all of
-`train.py`: it reads the data again, chooses its epoch on validation, and writes a report with
-pictures. The memory is the peak of the process, imports and model included; on a GPU it is that of
-its tensors. On two cores with native bfloat16 a fold of the bundled pairs takes all six ways about
-half an hour.
+`train.py`: it reads the data again, chooses its epoch on validation, scores the test pairs once
+more, and writes a report with pictures. The memory is the peak of the process, imports and model
+included; on a GPU it is that of its tensors.
+
+TRL leaves out training pairs that are longer than its `max_length`; the log of a run says how many.
 
 The folder `--output` has a folder and a log for each run, and the table of the last command as
-`peers.md` and `.json`. After Ctrl-C, type the same command again: finished runs are kept.
+`peers.md` and `.json`. After Ctrl-C, type the same command again: finished runs are kept. If you
+change the code, take another folder.
 """
 
 import contextlib
 import multiprocessing
+import os
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -54,6 +58,7 @@ from minirlhf.report.comparison import paired_difference, pool
 from minirlhf.report.tables import interval, table
 from minirlhf.runtime import checkpoint
 from minirlhf.runtime.command_line import command, one_line
+from minirlhf.runtime.device import pick_device
 from minirlhf.runtime.run_folder import locked
 from minirlhf.settings import ENCODER, FINETUNE, Settings, number
 
@@ -63,7 +68,7 @@ NEEDED = {  # packages that minirlhf itself does not need
     "cross-encoder": "accelerate",
     "cross-encoder-tuned": "accelerate",
 }
-PACKAGES = ("torch", "transformers", "sentence-transformers", "trl")
+PACKAGES = ("torch", "transformers", "accelerate", "sentence-transformers", "trl")
 TITLES = [
     "training",
     "seconds a fold",
@@ -126,6 +131,10 @@ def run_one(name: str, settings: Settings, folder: Path) -> None:
             ) from error
         on_validation = margins_of(score, work.validation)
         on_test = margins_of(score, work.test)
+        if not torch.cat([on_validation, on_test]).isfinite().all():
+            raise ValueError(
+                f"{name} gives rewards that are not finite on fold {settings.fold}"
+            )
         seconds = time.perf_counter() - start
 
     temperature = fit_temperature(on_validation)
@@ -148,6 +157,7 @@ def margins_of(score: Scorer, pairs: Sequence[PreferencePair]) -> Tensor:
 
 def in_child(name: str, settings: Settings, folder: Path) -> None:
     """Call `run_one` in a fresh interpreter. Raises ValueError if that fails."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL would report its use
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, context) as pool_of_one:
@@ -313,7 +323,7 @@ def asked_for(parser: ArgumentParser, only: str) -> list[Way]:
             ways.append(Way(name, number(float, 1e-9, 10)(rate or str(FINETUNE.lr))))
         except (ValueError, ArgumentTypeError):
             parser.error(f"--only {text}: {rate} is no learning rate from 1e-9 to 10")
-    return ways
+    return list(dict.fromkeys(ways))  # once each
 
 
 def version_of(package: str) -> str | None:
@@ -365,13 +375,15 @@ def peers(ways: Sequence[Way], args: Namespace) -> None:
 
 
 def begin(output: Path, settings: Settings) -> None:
-    """Make the folder, or see whether the runs in it have the same settings and versions.
+    """Make the folder, or see whether the runs in it were made in the same way.
 
     Raises ValueError if they have not, or if the folder holds something else.
     """
-    names = ("dataset", "limit", "model", "max_length", "epochs", "seed", "device")
+    names = ("dataset", "limit", "model", "max_length", "epochs", "seed")
+    machine = pick_device(settings.device)
     config = {
         "peers": {name: getattr(settings, name) for name in names},
+        "machine": f"{machine.device}, {machine.dtype}, threads: {torch.get_num_threads()}",
         "versions": {package: version_of(package) for package in PACKAGES},
     }
     file = output / "config.json"

@@ -9,10 +9,12 @@ tuned           all layers, at most `max_length` tokens, as many pairs a batch a
                 dropout, and a learning rate that rises to `lr` for a tenth of the steps and then
                 falls to 0
 
-Some things stay different. Ours keeps its epoch with the lowest validation loss, and the others
+Some things stay different. Ours pools the mean of all tokens, and the others read the first one, as
+transformers' classifiers do. Ours keeps its epoch with the lowest validation loss, and the others
 keep their last. Ours leaves the word embeddings as they are. It puts the pairs of one prompt into
 one batch, while TRL (tuned) batches by length, and the CrossEncoder at random. The CrossEncoder
-reads question and answer as two texts, of which the tokenizer cuts the longer one.
+reads question and answer as two texts, of which the tokenizer cuts the longer one. The others use
+no weight decay for biases and norms. All score in float32.
 
 All of them minimise the Bradley-Terry loss. RankNet (Burges et al. 2005, section 3) on a list of
 two responses is -log sigmoid(r_chosen - r_rejected). sentence-transformers takes the logarithm of
@@ -158,7 +160,7 @@ def trl(work: Work, folder: Path) -> Scorer:
         for prompt, response in zip(prompts, responses, strict=True):
             texts.append(f"{prompt}\n\n{response}{end}")
         token_rows = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
-        return rewards_of(model, token_rows, tokenizer)
+        return rewards_of(model, token_rows, tokenizer, longest)
 
     return score
 
@@ -168,7 +170,7 @@ def trl_tuned(work: Work, folder: Path) -> Scorer:
     from datasets import Dataset
 
     tokenizer = tokenizer_of(work)
-    model = sequence_classifier(work)
+    model = sequence_classifier(work, attn_implementation=work.machine.attention)
     longest = work.settings.max_length
 
     def ids_of(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
@@ -190,18 +192,18 @@ def trl_tuned(work: Work, folder: Path) -> Scorer:
     train_with_trl(work, folder, model, tokenizer, Dataset.from_dict(columns), options)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        return rewards_of(model, ids_of(prompts, responses), tokenizer)
+        return rewards_of(model, ids_of(prompts, responses), tokenizer, longest)
 
     return score
 
 
-def sequence_classifier(work: Work) -> nn.Module:
+def sequence_classifier(work: Work, **options) -> nn.Module:
     """The encoder with transformers' own head for one number, in float32."""
     from transformers import AutoModelForSequenceClassification
 
     seed_everything(work.settings.seed)  # the head is drawn at random
     return AutoModelForSequenceClassification.from_pretrained(
-        work.encoder, num_labels=1, trust_remote_code=False, **FLOAT32
+        work.encoder, num_labels=1, trust_remote_code=False, **FLOAT32, **options
     )
 
 
@@ -216,19 +218,30 @@ def train_with_trl(
 
     config = RewardConfig(str(folder), **arguments_of_trainer(work), **options)
     trainer = RewardTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
-    print(f"TRL trains on {len(trainer.train_dataset)} of {len(work.train)} pairs")
+    left_out = len(work.train) - len(trainer.train_dataset)
+    print(f"TRL leaves out {left_out} of {len(work.train)} training pairs, which are too long")
     trainer.train()
+    score_in_float32(trainer)
+
+
+def score_in_float32(trainer) -> None:
+    """Take off the model what the trainer put on it: a forward that computes in bfloat16.
+
+    It would stay after training, and round the rewards so that many of them are equal.
+    """
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 @torch.no_grad()
-def rewards_of(model: nn.Module, token_rows: Sequence, tokenizer) -> list[float]:
-    """The rewards that a sequence classifier gives N texts, in float32."""
+def rewards_of(model: nn.Module, token_rows: Sequence, tokenizer, longest: int) -> list[float]:
+    """The rewards that a sequence classifier gives N texts of at most `longest` tokens."""
     model.eval()
     order = sorted(range(len(token_rows)), key=lambda i: len(token_rows[i]))
     rewards = torch.empty(len(token_rows))
     for start in range(0, len(order), TEXTS_AT_ONCE):
         picked = order[start : start + TEXTS_AT_ONCE]
-        ids, mask = tokens.pad([token_rows[i] for i in picked], tokenizer.pad_token_id or 0)
+        rows = [token_rows[i] for i in picked]
+        ids, mask = tokens.pad(rows, tokenizer.pad_token_id or 0, limit=longest)
         ids = ids.to(model.device)
         mask = mask.to(model.device)
         logits = model(input_ids=ids, attention_mask=mask).logits  # (N, 1)
@@ -249,7 +262,11 @@ def cross_encoder_tuned(work: Work, folder: Path) -> Scorer:
 
     Of a text that is too long it loses the beginning, as ours does, and not the end.
     """
-    model = new_cross_encoder(work, max_length=work.settings.max_length)
+    model = new_cross_encoder(
+        work,
+        max_length=work.settings.max_length,
+        attn_implementation=work.machine.attention,
+    )
     model.tokenizer.truncation_side = "left"
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -257,8 +274,8 @@ def cross_encoder_tuned(work: Work, folder: Path) -> Scorer:
     return train_cross_encoder(work, folder, model, tuned_arguments(work))
 
 
-def new_cross_encoder(work: Work, max_length: int | None = None):
-    """A CrossEncoder around the encoder, with a new head for one number."""
+def new_cross_encoder(work: Work, max_length: int | None = None, **options):
+    """A CrossEncoder around the encoder, with a new head for one number, in float32."""
     from sentence_transformers import CrossEncoder
 
     seed_everything(work.settings.seed)  # the head is drawn at random
@@ -268,7 +285,7 @@ def new_cross_encoder(work: Work, max_length: int | None = None):
         max_length=max_length,
         device=str(work.machine.device),
         trust_remote_code=False,
-        model_kwargs=FLOAT32,
+        model_kwargs=FLOAT32 | options,
     )
 
 
@@ -293,6 +310,7 @@ def train_cross_encoder(work: Work, folder: Path, model, options: dict) -> Score
     )
     trainer = CrossEncoderTrainer(model, arguments, train_dataset=rows, loss=RankNetLoss(model))
     trainer.train()
+    score_in_float32(trainer)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         # The default sigmoid would turn all large rewards into 1.

@@ -12,6 +12,7 @@ import train
 from minirlhf.experiments import peers, peers_training
 from minirlhf.losses import bradley_terry_loss
 from minirlhf.runtime.checkpoint import read_jsonl
+from minirlhf.runtime.device import Device
 from minirlhf.settings import FINETUNE
 
 IN_CHILD = peers.in_child  # as it is: the tests run everything in this process
@@ -96,7 +97,7 @@ def test_a_finished_run_is_kept_and_each_rate_has_its_own(made_up_ways, tiny_enc
     run("--only", "ours,ours-tuned@3e-5", *flags)
     run("--only", "ours,ours-tuned@3e-5", *flags)
     assert made_up_ways == [("ours", 1e-4), ("ours-tuned", 3e-5)]
-    rows = run("--only", "ours-tuned@3e-5,ours-tuned", *flags)
+    rows = run("--only", "ours-tuned@3e-5,ours-tuned,ours-tuned@1e-4", *flags)
     assert made_up_ways[2:] == [("ours-tuned", 1e-4)]
     assert [row["name"] for row in rows] == ["ours-tuned@3e-05", "ours-tuned@0.0001"]
 
@@ -210,3 +211,28 @@ def test_the_other_libraries_learn_what_is_easy(name, tiny_encoder, tmp_path):
     (row,) = run("--only", name + rate, *flags)
     assert row["accuracy"] == 1.0
     assert row["validation_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["trl", "trl-tuned", "cross-encoder-tuned"])
+def test_the_other_libraries_score_in_float32_after_training_in_bfloat16(
+    name, tiny_encoder, tmp_path, monkeypatch
+):
+    pytest.importorskip("trl")
+    settings = replace(FINETUNE, limit=120, max_length=96, epochs=1, model=tiny_encoder)
+    work = peers_training.prepare(settings)
+    machine = Device(torch.device("cpu"), torch.bfloat16, "eager", "for the test")
+    score = peers_training.train(name, work._replace(machine=machine))
+    prompts = [pair.prompt for pair in work.test]
+    rewards = torch.tensor(score(prompts, [pair.chosen for pair in work.test]))
+    assert not torch.equal(rewards, rewards.bfloat16().float())
+
+
+def test_rewards_that_are_not_finite_are_one_sentence(
+    monkeypatch, made_up_ways, tiny_encoder, capsys
+):
+    def diverged(work, folder):
+        return lambda prompts, responses: [math.nan] * len(prompts)
+
+    monkeypatch.setitem(peers_training.WAYS, "trl", diverged)
+    refused("--only", "trl", "--model", tiny_encoder)
+    assert "rewards that are not finite" in capsys.readouterr().err
