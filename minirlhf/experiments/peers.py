@@ -41,7 +41,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ from torch import Tensor
 from minirlhf.data import PreferencePair, normalize
 from minirlhf.experiments import peers_training
 from minirlhf.experiments.benchmark_memory import peak_memory
-from minirlhf.experiments.peers_training import AS_DOCUMENTED, TUNED, WAYS, Scorer, Work
+from minirlhf.experiments.peers_training import AS_DOCUMENTED, SHARED, TUNED, WAYS, Scorer, Work
 from minirlhf.metrics import accuracies, credit, fit_temperature, negative_log_likelihood
 from minirlhf.report.comparison import paired_difference, pool
 from minirlhf.report.tables import interval, table
@@ -60,7 +60,7 @@ from minirlhf.runtime import checkpoint
 from minirlhf.runtime.command_line import command, one_line
 from minirlhf.runtime.device import pick_device
 from minirlhf.runtime.run_folder import locked
-from minirlhf.settings import ENCODER, FINETUNE, Settings, number
+from minirlhf.settings import FINETUNE, Settings, add_flag, number
 
 NEEDED = {  # packages that minirlhf itself does not need
     "trl": "trl",
@@ -220,11 +220,7 @@ def compared(runs: dict[str, list[PeerRun]]) -> list[dict]:
         row |= accuracies(found.right, found.prompts, found.subsets)
         row["fold_accuracies"] = found.accuracies
         if found is not first:
-            difference = paired_difference(found, first)
-            row |= {
-                key.replace("minus_better", "minus_first"): value
-                for key, value in difference.items()
-            }
+            row |= paired_difference(found, first, name="minus_first")
         rows.append(row)
     return rows
 
@@ -258,23 +254,9 @@ def flag_parser() -> ArgumentParser:
     parser = command("peers", "Compare results with TRL and sentence-transformers.")
     parser.allow_abbrev = False  # "--fold" must not be read as "--folds"
     add = parser.add_argument
-    add("--dataset", default="arithmetic", help="as train.py's (default: %(default)s)")
-    add("--limit", type=number(int, 1, 10**9), metavar="N", help="the first N pairs only")
-    add("--model", default=ENCODER, help="(default: %(default)s)")
-    add(
-        "--max-length",
-        type=number(int, 8, 10**6),
-        default=FINETUNE.max_length,
-        metavar="N",
-        help="longest text in tokens, for ours and the tuned ways (default: %(default)s)",
-    )
-    add(
-        "--epochs",
-        type=number(int, 1, 10**6),
-        default=FINETUNE.epochs,
-        metavar="N",
-        help="for all (default: %(default)s)",
-    )
+    for one in fields(Settings):
+        if one.name in SHARED:
+            add_flag(parser, one)
     add(
         "--folds",
         type=int,
@@ -283,14 +265,6 @@ def flag_parser() -> ArgumentParser:
         metavar="1..5",
         help="run folds 0 to N - 1 (default: %(default)s)",
     )
-    add(
-        "--seed",
-        type=number(int, 0, 2**32 - 1),
-        default=FINETUNE.seed,
-        metavar="N",
-        help="(default: %(default)s)",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     add(
         "--only",
         default=",".join(WAYS),
@@ -307,23 +281,31 @@ def flag_parser() -> ArgumentParser:
 
 
 def asked_for(parser: ArgumentParser, only: str) -> list[Way]:
-    """The ways that were asked for. A mistake ends the program with one line and exit code 2."""
-    ways = []
-    for text in only.split(","):
-        name, _, rate = text.partition("@")
-        if name not in WAYS or (rate and name not in TUNED):
-            parser.error(
-                f"--only {text}: there is {', '.join(AS_DOCUMENTED)}, and, with a learning rate "
-                f"behind an @ if you like, {', '.join(TUNED)}"
-            )
-        package = NEEDED.get(name)
-        if package and version_of(package) is None:
-            parser.error(f'{name} needs {package}: pip install "minirlhf[bench]"')
-        try:
-            ways.append(Way(name, number(float, 1e-9, 10)(rate or str(FINETUNE.lr))))
-        except (ValueError, ArgumentTypeError):
-            parser.error(f"--only {text}: {rate} is no learning rate from 1e-9 to 10")
-    return list(dict.fromkeys(ways))  # once each
+    """The ways that were asked for, each once."""
+    ways = [read_way(parser, text) for text in only.split(",")]
+    return list(dict.fromkeys(ways))
+
+
+def read_way(parser: ArgumentParser, text: str) -> Way:
+    """A way as it was typed: `trl` or `trl-tuned@5e-5`.
+
+    A mistake ends the program with one line and exit code 2.
+    """
+    name, _, rate = text.partition("@")
+    if name not in WAYS or (rate and name not in TUNED):
+        parser.error(
+            f"--only {text}: there is {', '.join(AS_DOCUMENTED)}, and, with a learning rate "
+            f"behind an @ if you like, {', '.join(TUNED)}"
+        )
+    package = NEEDED.get(name)
+    if package and version_of(package) is None:
+        parser.error(f'{name} needs {package}: pip install "minirlhf[bench]"')
+    if not rate:
+        return Way(name, FINETUNE.lr)
+    try:
+        return Way(name, number(float, 1e-9, 10)(rate))
+    except (ValueError, ArgumentTypeError):
+        parser.error(f"--only {text}: {rate} is no learning rate from 1e-9 to 10")
 
 
 def version_of(package: str) -> str | None:
@@ -335,17 +317,9 @@ def version_of(package: str) -> str | None:
 
 
 def settings_of(args: Namespace) -> Settings:
-    """What the flags mean, in the settings of `train.py`."""
-    return replace(
-        FINETUNE,
-        dataset=args.dataset,
-        limit=args.limit,
-        model=args.model,
-        max_length=args.max_length,
-        epochs=args.epochs,
-        seed=args.seed,
-        device=args.device,
-    )
+    """The settings that were typed, and for the rest the defaults of `train.py`."""
+    typed = {name: value for name, value in vars(args).items() if name in SHARED}
+    return replace(FINETUNE, **typed)
 
 
 def peers(ways: Sequence[Way], args: Namespace) -> None:
@@ -377,12 +351,11 @@ def peers(ways: Sequence[Way], args: Namespace) -> None:
 def begin(output: Path, settings: Settings) -> None:
     """Make the folder, or see whether the runs in it were made in the same way.
 
-    Raises ValueError if they have not, or if the folder holds something else.
+    Raises ValueError if they were not, or if the folder holds something else.
     """
-    names = ("dataset", "limit", "model", "max_length", "epochs", "seed")
     machine = pick_device(settings.device)
     config = {
-        "peers": {name: getattr(settings, name) for name in names},
+        "peers": {name: getattr(settings, name) for name in SHARED},
         "machine": f"{machine.device}, {machine.dtype}, threads: {torch.get_num_threads()}",
         "versions": {package: version_of(package) for package in PACKAGES},
     }

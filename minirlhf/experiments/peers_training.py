@@ -42,7 +42,8 @@ from minirlhf.runtime.files import load_rows
 from minirlhf.settings import Settings, to_flags
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-TEXTS_AT_ONCE = 16  # when another library's model scores, in batches of like length
+TOKENS_AT_ONCE = 2048  # when a model of TRL scores
+SHARED = ("dataset", "limit", "model", "max_length", "epochs", "seed", "device")  # settings
 FLOAT32 = {"dtype": torch.float32, "use_safetensors": True}  # of the weights that are loaded
 
 # The rewards of N texts: (N prompts, N responses) -> N numbers.
@@ -52,9 +53,7 @@ Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 class Work(NamedTuple):
     """What every library gets."""
 
-    settings: (
-        Settings  # data, fold, encoder and epochs; of the tuned ways also `lr` and batch size
-    )
+    settings: Settings  # the tuned ways learn as these say, the others only as long
     machine: Device
     data: str  # checksum of all pairs
     encoder: str  # its folder or hub id
@@ -117,8 +116,7 @@ def train_py(work: Work, folder: Path, **more: float) -> Scorer:
     """Run `train.py` in this process. more: settings beside those that all ways share."""
     from minirlhf import score
 
-    names = ("dataset", "limit", "fold", "model", "max_length", "epochs", "seed", "device")
-    typed = {name: getattr(work.settings, name) for name in names}
+    typed = {name: getattr(work.settings, name) for name in (*SHARED, "fold")}
     typed = {name: value for name, value in typed.items() if value is not None}
     typed |= more
     typed |= {"output": str(folder / "run"), "tracking_uri": "none"}
@@ -236,10 +234,9 @@ def score_in_float32(trainer) -> None:
 def rewards_of(model: nn.Module, token_rows: Sequence, tokenizer, longest: int) -> list[float]:
     """The rewards that a sequence classifier gives N texts of at most `longest` tokens."""
     model.eval()
-    order = sorted(range(len(token_rows)), key=lambda i: len(token_rows[i]))
+    lengths = [len(ids) for ids in token_rows]
     rewards = torch.empty(len(token_rows))
-    for start in range(0, len(order), TEXTS_AT_ONCE):
-        picked = order[start : start + TEXTS_AT_ONCE]
+    for picked in tokens.length_batches(lengths, TOKENS_AT_ONCE):
         rows = [token_rows[i] for i in picked]
         ids, mask = tokens.pad(rows, tokenizer.pad_token_id or 0, limit=longest)
         ids = ids.to(model.device)
@@ -317,7 +314,6 @@ def train_cross_encoder(work: Work, folder: Path, model, options: dict) -> Score
         found = model.predict(
             list(zip(prompts, responses, strict=True)),
             activation_fn=nn.Identity(),
-            batch_size=TEXTS_AT_ONCE,
             show_progress_bar=False,
         )
         return found.tolist()

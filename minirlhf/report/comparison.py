@@ -131,10 +131,11 @@ def summarize(name: str, runs: Sequence[TestedRun], pooled: Pooled) -> dict:
     return numbers
 
 
-def paired_difference(one: Pooled, other: Pooled) -> dict:
+def paired_difference(one: Pooled, other: Pooled, name: str = "minus_better") -> dict:
     """How much more often `one` is right than `other` on the same pairs, with intervals.
 
-    Those over prompts are from all pairs, and that over folds is from each fold's difference.
+    name: what the names of the numbers begin with.
+    The intervals over prompts are from all pairs, that over folds from each fold's difference.
     Raises ValueError if the pairs are not the same.
     """
     if one.prompts != other.prompts:
@@ -142,13 +143,13 @@ def paired_difference(one: Pooled, other: Pooled) -> dict:
     difference = one.right - other.right  # (N,)
     accuracy = bootstrap(difference, one.prompts, ends=(-1, 1))
     balanced = bootstrap(difference, one.prompts, one.subsets, ends=(-1, 1))
-    numbers = named("minus_better_accuracy", accuracy)
-    numbers |= named("minus_better_balanced_accuracy", balanced)
+    numbers = named(f"{name}_accuracy", accuracy)
+    numbers |= named(f"{name}_balanced_accuracy", balanced)
     if len(one.accuracies) > 1:
         by_fold = []
         for mine, theirs in zip(one.accuracies, other.accuracies, strict=True):
             by_fold.append(mine - theirs)
-        numbers |= named("minus_better_fold_mean", t_interval(by_fold))
+        numbers |= named(f"{name}_fold_mean", t_interval(by_fold))
     return numbers
 
 
