@@ -205,7 +205,7 @@ def test_the_table_is_what_was_written():
         if row["name"] != "chance":
             lines.append([row["name"], *(interval(rows[row["name"]]) for rows in by_set)])
     of_bt_frozen = [row for rows in larger for row in rows if row["name"] == "bt-frozen"]
-    lines.append(["bt-frozen, larger encoder", *map(interval, of_bt_frozen)])
+    lines.append(["bt-frozen, larger `--model`", *map(interval, of_bt_frozen)])
     head = ["test accuracy [95 %]", *sets]
     assert table(head, lines) in README
 
